@@ -102,7 +102,7 @@ def test_however_many_endpoints_are_above_a_ceiling_one_that_is_not_is_found(cal
 
 
 @pytest.mark.parametrize(
-    ("mark", "becomes"), [("isolated", "expired"), ("disabled", "expired"), ("blocked", "delayed")]
+    ("mark", "becomes"), [("isolated", "expired"), ("disabled", "expired"), ("cooldown", "delayed")]
 )
 def test_a_file_ends_when_its_money_is_spent_though_a_cheaper_provider_may_come_back_some_day(
     mark: Mark, becomes: str, called: Called

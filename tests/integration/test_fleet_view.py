@@ -38,11 +38,11 @@ PASSED = Health(open_until=NOW - 1, recovered_at=NOW - 99)
     ("health", "said"),
     [
         (Health(), "well"),
-        (Health(blocked_until=NOW + 9, cooldown="429"), "cools down"),
-        (PASSED._replace(open_until=NOW + 9, blocked_until=NOW + 99), "out"),
+        (Health(cooldown_until=NOW + 9, cooldown_reason="429"), "cools down"),
+        (PASSED._replace(open_until=NOW + 9, cooldown_until=NOW + 99), "out"),
         (Health(open_until=NOW - 1), "being probed"),
         (PASSED._replace(recovered_at=NOW - 0.5), "coming back"),
-        (Health(disabled="no credit", blocked_until=NOW + 9), "disabled"),
+        (Health(disabled="no credit", cooldown_until=NOW + 9), "disabled"),
         (Health(isolated="by an operator"), "isolated"),
     ],
 )

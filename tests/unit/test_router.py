@@ -388,7 +388,7 @@ async def test_what_comes_back_before_its_time_is_seen_by_those_who_wait(routers
     only = Provider("only", [down(K.QUOTA_EXHAUSTED)])
     router = routers(only)
     asked = asyncio.create_task(router.complete(request()))
-    while (await router.snapshot()).views[0].health.blocked_until == 0:
+    while (await router.snapshot()).views[0].health.cooldown_until == 0:
         await asyncio.sleep(0)
     await router.restore("only")
     assert (await asked).text == "from only"

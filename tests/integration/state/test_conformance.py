@@ -240,7 +240,7 @@ async def test_what_leaves_room_for_a_job_larger_than_the_limit_looks_again_when
 async def test_no_room_is_kept_for_one_that_asks_no_more_nor_for_what_comes_much_later(fleet: AnyFleet) -> None:
     large, small = (bid(tokens_per_minute=100, input_tokens=tokens) for tokens in (50, 10))
     await granted(fleet, bid(tokens_per_minute=100, input_tokens=60))
-    await fleet.store.mark("blocked", [A], "quota", KEPT_S + 1)
+    await fleet.store.mark("cooldown", [A], "quota", KEPT_S + 1)
     await refused(fleet, large, place=1, waits=True)
     await fleet.store.mark("restored", [A])
     await granted(fleet, small, place=2)
@@ -398,7 +398,7 @@ async def test_a_limit_of_which_a_call_takes_nothing_does_not_stand_in_its_way(f
 
 async def test_each_cooldown_squeezes_the_limits_once_and_they_grow_back(fleet: AnyFleet) -> None:
     for _ in range(3):
-        await fleet.store.mark("blocked", [A], "429", 2)
+        await fleet.store.mark("cooldown", [A], "429", 2)
     assert (await refused(fleet, bid(requests_per_minute=100))).retry_at == START + 2
     fleet.advance(2)
     assert await burst(fleet, bid(requests_per_minute=100)) == 70
@@ -409,15 +409,15 @@ async def test_each_cooldown_squeezes_the_limits_once_and_they_grow_back(fleet: 
 
 
 async def test_a_cooldown_right_after_another_squeezes_again(fleet: AnyFleet) -> None:
-    await fleet.store.mark("blocked", [A], "429", 2)
+    await fleet.store.mark("cooldown", [A], "429", 2)
     fleet.advance(2)
-    await fleet.store.mark("blocked", [A], "429", 0)
+    await fleet.store.mark("cooldown", [A], "429", 0)
     assert await burst(fleet, bid(requests_per_minute=101)) == 49
 
 
 async def test_a_shorter_cooldown_never_ends_a_longer_one(fleet: AnyFleet) -> None:
-    await fleet.store.mark("blocked", [A, B], "quota", 20)
-    await fleet.store.mark("blocked", [A], "429", 1)
+    await fleet.store.mark("cooldown", [A, B], "quota", 20)
+    await fleet.store.mark("cooldown", [A], "429", 1)
     answer = await refused(fleet, bid(A), bid(B))
     assert answer.retry_at == START + 20
     assert answer.reasons == {A: "cooldown", B: "cooldown"}
@@ -534,9 +534,9 @@ async def test_no_call_brings_an_account_back_that_was_forgotten(lapses: bool, f
 
 async def test_an_ejection_ends_by_exactly_one_probe_and_a_ramp(fleet: AnyFleet) -> None:
     limits = {"concurrency": 100}
-    assert await fleet.store.trip(A, 5, "4 failures in a row")
-    assert not await fleet.store.trip(A, 1, "again")
-    assert ((await health(fleet)).trips, (await health(fleet)).open_until) == (1, START + 5)
+    assert await fleet.store.eject(A, 5, "4 failures in a row")
+    assert not await fleet.store.eject(A, 1, "again")
+    assert ((await health(fleet)).ejections, (await health(fleet)).open_until) == (1, START + 5)
     answer = await refused(fleet, bid(**limits))
     assert (answer.retry_at, answer.reasons) == (START + 5, {A: "open"})
     fleet.advance(5)
@@ -557,7 +557,7 @@ async def test_an_ejection_ends_by_exactly_one_probe_and_a_ramp(fleet: AnyFleet)
 
 
 async def recovered(fleet: AnyFleet, **limits: Any) -> None:
-    await fleet.store.trip(A, 1, "")
+    await fleet.store.eject(A, 1, "")
     fleet.advance(1)
     await end(fleet, await granted(fleet, bid(**limits)))
     await fleet.store.recover(A)
@@ -605,11 +605,11 @@ async def test_a_ramp_keeps_the_reserve_of_more_urgent_jobs(fleet: AnyFleet) -> 
 
 
 async def test_a_failed_probe_counts_another_trip_and_a_dead_one_frees_its_place(fleet: AnyFleet) -> None:
-    await fleet.store.trip(A, 1, "")
+    await fleet.store.eject(A, 1, "")
     fleet.advance(1)
     await end(fleet, await granted(fleet, bid()), ok=False)
-    await fleet.store.trip(A, 1, "")
-    assert (await health(fleet)).trips == 2
+    await fleet.store.eject(A, 1, "")
+    assert (await health(fleet)).ejections == 2
     fleet.advance(1)
     dead = await granted(fleet, bid(), ttl_s=4)
     await fleet.store.renew([dead.lease_id], 5)
@@ -621,7 +621,7 @@ async def test_a_failed_probe_counts_another_trip_and_a_dead_one_frees_its_place
 
 
 async def test_a_probe_of_which_no_verdict_comes_keeps_others_out_for_a_moment(fleet: AnyFleet) -> None:
-    await fleet.store.trip(A, 1, "refused")
+    await fleet.store.eject(A, 1, "refused")
     fleet.advance(1)
     await end(fleet, await granted(fleet, bid()))
     assert (await refused(fleet, bid())).reasons == {A: "probing"}
@@ -630,7 +630,7 @@ async def test_a_probe_of_which_no_verdict_comes_keeps_others_out_for_a_moment(f
 
 
 async def test_an_endpoint_that_comes_back_has_no_more_calls_in_flight_than_its_limit(fleet: AnyFleet) -> None:
-    await fleet.store.trip(A, 1, "refused")
+    await fleet.store.eject(A, 1, "refused")
     fleet.advance(1)
     await end(fleet, await granted(fleet, bid(concurrency=2)))
     await fleet.store.recover(A)
@@ -638,10 +638,10 @@ async def test_an_endpoint_that_comes_back_has_no_more_calls_in_flight_than_its_
 
 
 async def test_a_probes_answer_ends_no_ejection_that_came_meanwhile(fleet: AnyFleet) -> None:
-    await fleet.store.trip(A, 1, "refused")
+    await fleet.store.eject(A, 1, "refused")
     fleet.advance(1)
     probe = await granted(fleet, bid())
-    await fleet.store.trip(A, 5, "hangs")
+    await fleet.store.eject(A, 5, "hangs")
     await end(fleet, probe)
     await fleet.store.recover(A)
     assert (await refused(fleet, bid())).reasons == {A: "open"}
@@ -667,22 +667,22 @@ async def test_a_call_that_failed_says_nothing_of_latency_or_caches(fleet: AnyFl
 
 
 async def test_trips_are_forgotten_after_a_healthy_minute(fleet: AnyFleet) -> None:
-    await fleet.store.trip(A, 1, "")
+    await fleet.store.eject(A, 1, "")
     fleet.advance(1)
     await fleet.store.recover(A)
     fleet.advance(59)
-    await fleet.store.trip(A, 1, "")
-    assert (await health(fleet)).trips == 2
+    await fleet.store.eject(A, 1, "")
+    assert (await health(fleet)).ejections == 2
     fleet.advance(1)
     await fleet.store.recover(A)
     fleet.advance(60)
-    await fleet.store.trip(A, 1, "")
-    assert (await health(fleet)).trips == 1
+    await fleet.store.eject(A, 1, "")
+    assert (await health(fleet)).ejections == 1
 
 
 async def test_only_calls_begun_since_the_last_ejection_count(fleet: AnyFleet) -> None:
     old = [await granted(fleet, bid()) for _ in range(5)]
-    await fleet.store.trip(A, 2, "")
+    await fleet.store.eject(A, 2, "")
     fleet.advance(2)
     await end(fleet, await granted(fleet, bid()))
     await fleet.store.recover(A)
@@ -747,20 +747,20 @@ async def test_disabled_and_isolated_endpoints_wait_for_an_operator(fleet: AnyFl
 async def test_each_state_keeps_its_own_reason(fleet: AnyFleet) -> None:
     """Of several the one that lasts longest is told."""
     store = fleet.store
-    await store.mark("blocked", [A], "quota", 20)
-    await store.mark("blocked", [A], "429", 5)
-    await store.trip(A, 2, "4 failures")
+    await store.mark("cooldown", [A], "quota", 20)
+    await store.mark("cooldown", [A], "429", 5)
+    await store.eject(A, 2, "4 failures")
     assert (await health(fleet)).why == "quota"
-    await store.trip(A, 30, "2 calls hang")
+    await store.eject(A, 30, "2 calls hang")
     assert (await health(fleet)).why == "2 calls hang"
     await store.mark("disabled", [A], "the key is not accepted")
     assert (await health(fleet)).why == "the key is not accepted"
     await store.mark("isolated", [A], "maintenance")
     await store.mark("disabled", [A], "no credit")
-    await store.trip(A, 60, "3 failures")
+    await store.eject(A, 60, "3 failures")
     known = await health(fleet)
     assert (known.why, known.isolated, known.disabled) == ("maintenance", "maintenance", "no credit")
-    assert (known.reason, known.cooldown) == ("3 failures", "quota")
+    assert (known.ejection_reason, known.cooldown_reason) == ("3 failures", "quota")
     await store.mark("restored", [A])
     assert (await health(fleet)).why == ""
 
@@ -820,10 +820,10 @@ async def test_state_shows_load_latency_and_spend(fleet: AnyFleet) -> None:
 async def test_state_shows_an_endpoint_whatever_its_model_is_called(model: str, fleet: AnyFleet) -> None:
     await granted(fleet, bid("groq/llama"))
     await end(fleet, await granted(fleet, bid(f"groq/{model}")), latency_s=1)
-    await fleet.store.trip(f"groq/{model}", 2, "hangs")
+    await fleet.store.eject(f"groq/{model}", 2, "hangs")
     states = (await fleet.store.state())[1]
     assert (states.keys(), states[f"groq/{model}"].metrics.latency_samples) == ({"groq/llama", f"groq/{model}"}, 1)
-    assert states[f"groq/{model}"].health.reason == "hangs"
+    assert states[f"groq/{model}"].health.ejection_reason == "hangs"
 
 
 @pytest.mark.parametrize("model", ["llama", "llama|7b"])

@@ -97,7 +97,7 @@ def test_traffic_that_grows_back_never_passes_the_limit(redis_url: str, tmp_path
         client = redis.asyncio.Redis.from_url(redis_url)
         await client.flushall()
         store = RedisFleetStore(Coalescer(client), Keys("test"), fast_clock(speed))
-        await store.trip(ENDPOINT, 0.0, "refused")
+        await store.eject(ENDPOINT, 0.0, "refused")
         await store.recover(ENDPOINT)
         _, observed = await store.state()
         await client.aclose()
@@ -142,7 +142,7 @@ def test_ceilings_hold_while_processes_die(redis_url: str, tmp_path: Path) -> No
 async def test_a_dead_endpoint_gets_one_probe_from_a_thousand_asks(redis_url: str) -> None:
     clients = [redis.asyncio.Redis.from_url(redis_url) for _ in range(PROCESSES)]
     stores = [RedisFleetStore(Coalescer(client), Keys("test")) for client in clients]
-    await stores[0].trip(ENDPOINT, 0.0, "refused")
+    await stores[0].eject(ENDPOINT, 0.0, "refused")
     bid = Bid(ENDPOINT, Limits(), 1, 1, 1)
     answers = await asyncio.gather(
         *(store.admit(Ask(f"{i}:{j}", (bid,), 30)) for i, store in enumerate(stores) for j in range(125))

@@ -19,7 +19,7 @@ from turnout_workers.routing.decision import Action, rank
 from turnout_workers.routing.failover import judge
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Circuit, Fleet, Limits, Snapshot
-from turnout_workers.routing.health import EJECTION_MAX_S, Recover, Trip, after_report, after_watch, circuit
+from turnout_workers.routing.health import EJECTION_MAX_S, Eject, Recover, after_report, after_watch, circuit
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.state.store import Ask, Bid, Ceiling, Granted, Report
 
@@ -98,13 +98,13 @@ class FleetMachine(RuleBasedStateMachine):
         # As a worker does: on the health of its last poll, which may be old.
         health = self.old.by_id[granted.endpoint_id].health
         action = after_report(health, counters, failure, self.rng, counts_for_health=verdict.counts_for_health)
-        if isinstance(action, Trip):
+        if isinstance(action, Eject):
             assert action.open_s <= EJECTION_MAX_S * 1.15
-            run(self.store.trip(granted.endpoint_id, action.open_s, action.reason))
+            run(self.store.eject(granted.endpoint_id, action.open_s, action.reason))
         elif isinstance(action, Recover):
             run(self.store.recover(granted.endpoint_id))
-        if verdict.block_s:
-            run(self.store.mark("blocked", [granted.endpoint_id], str(kind), min(verdict.block_s, 60.0)))
+        if verdict.cooldown_s:
+            run(self.store.mark("cooldown", [granted.endpoint_id], str(kind), min(verdict.cooldown_s, 60.0)))
 
     @rule()
     def watch(self) -> None:
@@ -112,9 +112,9 @@ class FleetMachine(RuleBasedStateMachine):
         run(self.store.publish("worker", calls))
         for view in self.snapshot().views:
             overdue = calls[view.endpoint.id]
-            if trip := after_watch(view, overdue, self.now, self.rng):
+            if ejection := after_watch(view, overdue, self.now, self.rng):
                 assert overdue > 0
-                run(self.store.trip(view.endpoint.id, trip.open_s, trip.reason))
+                run(self.store.eject(view.endpoint.id, ejection.open_s, ejection.reason))
 
     @rule(seconds=st.sampled_from([0.0, 0.1, 1.0, 3.0, 20.0, 61.0]))
     def wait(self, seconds: float) -> None:
@@ -153,7 +153,7 @@ class FleetMachine(RuleBasedStateMachine):
     def every_ejection_and_cooldown_ends(self) -> None:
         for view in self.snapshot().views:
             assert view.health.open_until <= self.now + EJECTION_MAX_S * 1.15
-            assert view.health.blocked_until <= self.now + 66
+            assert view.health.cooldown_until <= self.now + 66
 
     def teardown(self) -> None:
         """Whatever happened, with time and good answers every endpoint that isn't disabled works again."""

@@ -74,9 +74,9 @@ def built(kind: Any, **parts: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 healths = built(
     Health,
     open_until=st.just(0.0) | seconds,
-    trips=st.integers(0, 5),
+    ejections=st.integers(0, 5),
     recovered_at=st.just(0.0) | seconds,
-    blocked_until=st.just(0.0) | seconds,
+    cooldown_until=st.just(0.0) | seconds,
     disabled=st.none() | st.none() | st.just("bad key"),
     isolated=st.sampled_from([None, None, None, "maintenance"]),
     consecutive_failures=st.integers(0, 3),
@@ -157,7 +157,7 @@ def test_every_candidate_is_eligible_and_may_be_called_now(
         assert circuit(view.health, NOW) in (Circuit.CLOSED, Circuit.RAMPING, Circuit.HALF_OPEN)
         assert probe == (circuit(view.health, NOW) is Circuit.HALF_OPEN)
         assert not (probe and view.health.probing)
-        assert max(view.health.blocked_until, view.load.ready_at) <= NOW
+        assert max(view.health.cooldown_until, view.load.ready_at) <= NOW
         if not job.requirements.priced and candidate.endpoint.price:
             assert candidate.upper_cost_microusd <= job.cost_left_microusd
         assert candidate.timeout_s > 0
@@ -252,8 +252,8 @@ def test_verdicts_are_bounded_and_heed_retry_after(
         allow_fallback=fallback,
     )
     assert 0 <= verdict.delay_s <= max(8, 3600, failure.retry_after_s or 0) * 1.1
-    if verdict.block_s:
-        assert verdict.block_s >= (failure.retry_after_s or 0)
+    if verdict.cooldown_s:
+        assert verdict.cooldown_s >= (failure.retry_after_s or 0)
     if verdict.action is Next.FAIL_OVER:
         assert untried
         assert fallback

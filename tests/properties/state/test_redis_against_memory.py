@@ -164,8 +164,8 @@ class TwoStores(RuleBasedStateMachine):
         self.both(lambda store: store.expire(limit))
 
     @rule(endpoint=ENDPOINTS, open_s=SECONDS)
-    def trip(self, endpoint: str, open_s: float) -> None:
-        self.both(lambda store: store.trip(endpoint, open_s, "why"))
+    def eject(self, endpoint: str, open_s: float) -> None:
+        self.both(lambda store: store.eject(endpoint, open_s, "why"))
 
     @rule(endpoint=ENDPOINTS)
     def recover(self, endpoint: str) -> None:
@@ -173,7 +173,7 @@ class TwoStores(RuleBasedStateMachine):
 
     @rule(endpoint=ENDPOINTS, for_s=SECONDS)
     def block(self, endpoint: str, for_s: float) -> None:
-        self.both(lambda store: store.mark("blocked", [endpoint], "429", for_s))
+        self.both(lambda store: store.mark("cooldown", [endpoint], "429", for_s))
 
     @rule(endpoint=ENDPOINTS, what=st.sampled_from(["disabled", "isolated", "restored", "restored"]))
     def mark(self, endpoint: str, what: Mark) -> None:

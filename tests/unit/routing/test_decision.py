@@ -186,7 +186,7 @@ def test_one_that_has_never_answered_gets_its_first_calls_and_no_more_while_anot
     assert [takes(calls)[0] for calls in (0, 3, 4, 99)] == ["new", "new", "fast", "fast"]
     assert takes(4) == ["fast"]
     assert takes(4, observed()) == ["new", "fast"]
-    for no_other in (Health(open_until=NOW + 9), Health(blocked_until=NOW + 5)):
+    for no_other in (Health(open_until=NOW + 9), Health(cooldown_until=NOW + 5)):
         assert takes(4, other=FAST._replace(health=no_other)) == ["new"]
     assert takes(99, other=FAST._replace(metrics=ProviderMetrics())) == ["new", "fast"], "nobody has answered yet"
     new = view(endpoint("new"), load=Load(in_flight=4))
@@ -236,8 +236,8 @@ def test_failover_goes_strictly_in_order() -> None:
     [
         (Health(open_until=NOW + 7), Load(), "open", 7),
         (Health(open_until=NOW - 1, probing=True), Load(), "probing", 1),
-        (Health(blocked_until=NOW + 4), Load(), "cooldown", 4),
-        (Health(blocked_until=NOW + 3600), Load(), "cooldown", 3600),
+        (Health(cooldown_until=NOW + 4), Load(), "cooldown", 4),
+        (Health(cooldown_until=NOW + 3600), Load(), "cooldown", 3600),
         (Health(), Load(ready_at=NOW + 2), "full", 2),
         (Health(), Load(in_flight=5), "full", 1.0 / 5),
         (Health(disabled="bad key"), Load(), "disabled", 5),
@@ -448,7 +448,7 @@ def test_an_endpoint_that_was_slow_is_tried_again_but_its_calls_are_not_late_soo
 
 
 def test_an_endpoint_that_is_ejected_again_and_again_has_longer_for_its_probe() -> None:
-    down = [HALF_OPEN._replace(trips=trips) for trips in (1, 3, 4, 5, 6, 9)]
+    down = [HALF_OPEN._replace(ejections=ejections) for ejections in (1, 3, 4, 5, 6, 9)]
     seen = [decide(job(), MIDDLE._replace(health=health)).candidates[0] for health in down]
     assert [round(one.timeout_s) for one in seen] == [6, 6, 6, 12, 24, 60]
     unknown = decide(job(), untold(0)._replace(health=HALF_OPEN)).candidates[0]
@@ -492,7 +492,7 @@ def test_a_replay_heeds_where_the_job_had_failed() -> None:
 
 def test_a_record_says_why_and_holds_no_prompt() -> None:
     wanted = job(prompt="the secret plan", model="llama", deadline_s=30)
-    out = view(endpoint("out"), Health(open_until=NOW + 9, reason="4 failures in a row"))
+    out = view(endpoint("out"), Health(open_until=NOW + 9, ejection_reason="4 failures in a row"))
     record = to_record(decide(wanted, MIDDLE, out, endpoint("other", model="gpt")))
     assert record["chosen"] == "middle/llama"
     assert excluded(record) == [
@@ -550,7 +550,7 @@ def test_a_ceiling_heeds_what_storing_a_prompt_costs_and_the_price_of_long_ones(
 
 
 def test_one_to_be_probed_where_the_job_failed_comes_after_one_where_it_did_not() -> None:
-    out = Health(open_until=NOW - 1, trips=1)
+    out = Health(open_until=NOW - 1, ejections=1)
     views = view(endpoint("failed", price=Price(0.0, 0.0)), out), view(endpoint("other"), out)
     decision = decide(job(lane=Lane.INTERACTIVE), *views, tried=frozenset({"failed/llama"}))
     assert chosen(decision) == ["other"]
@@ -572,7 +572,7 @@ def test_even_the_shortest_wait_is_one_in_a_record() -> None:
 
 
 def test_bids_that_leave_out_an_endpoint_that_is_back_before_long_are_not_all_there_is() -> None:
-    back_soon = view(endpoint("soon"), Health(blocked_until=NOW + 600, cooldown="asked to wait"))
+    back_soon = view(endpoint("soon"), Health(cooldown_until=NOW + 600, cooldown_reason="asked to wait"))
     alone, both = decide(job(), CHEAP), decide(job(), CHEAP, back_soon)
     assert not alone.leaves_out(alone.bids())
     assert both.leaves_out(both.bids())

@@ -61,7 +61,7 @@ def test_the_verdict_on_every_kind(
     assert found.action == first
     assert verdict(kind, retries_here=1).action == again
     assert verdict(kind, retries_here=2, has_untried=False).action == none_left
-    assert cooldown_s <= found.block_s <= cooldown_s * 1.1
+    assert cooldown_s <= found.cooldown_s <= cooldown_s * 1.1
     flags = {
         "counts": found.counts_for_health,
         "spends": found.spends_attempt,
@@ -84,7 +84,7 @@ def test_a_success_finishes() -> None:
 def test_a_short_retry_after_is_waited_for_in_place(told_s: float, action: str) -> None:
     found = verdict(K.RATE_LIMITED, told_s)
     assert found.action == action
-    assert found.block_s >= told_s
+    assert found.cooldown_s >= told_s
     if action == "retry":
         assert found.delay_s >= told_s
         assert verdict(K.RATE_LIMITED, told_s, retries_here=1).action is Next.FAIL_OVER
@@ -96,7 +96,7 @@ def test_no_endpoint_is_tried_again_in_place_that_asks_for_a_longer_wait(kind: F
     assert verdict(kind, 2.0).action is Next.RETRY
     elsewhere = verdict(kind, 20.0)
     assert (elsewhere.action, elsewhere.delay_s) == (Next.FAIL_OVER, 0)
-    assert elsewhere.block_s >= 20
+    assert elsewhere.cooldown_s >= 20
     only = verdict(kind, 20.0, allow_fallback=False)
     assert verdict(kind, 20.0, allow_fallback=False, alike=1).action is Next.GIVE_UP, "once, however long it waits"
     assert (only.action, verdict(kind, 20.0, allow_fallback=False, retries_here=1).action) == ("defer", "give_up")
@@ -105,18 +105,18 @@ def test_no_endpoint_is_tried_again_in_place_that_asks_for_a_longer_wait(kind: F
 
 @pytest.mark.parametrize("kind", [K.RATE_LIMITED, K.OVERLOADED, K.UNAVAILABLE, K.SERVER_ERROR, K.TIMED_OUT])
 def test_retry_after_is_a_floor_for_the_cooldown(kind: FailureKind) -> None:
-    assert 40 <= verdict(kind, 40.0).block_s <= 44
+    assert 40 <= verdict(kind, 40.0).cooldown_s <= 44
     assert verdict(kind, 40.0, has_untried=False, retries_here=1).delay_s >= 40
 
 
 def test_a_rate_limit_rests_as_long_as_asked_and_for_some_time_if_none_is_named() -> None:
-    assert 3 <= verdict(K.RATE_LIMITED, 3.0).block_s < 5
-    assert verdict(K.RATE_LIMITED, 0.0).block_s >= 5
+    assert 3 <= verdict(K.RATE_LIMITED, 3.0).cooldown_s < 5
+    assert verdict(K.RATE_LIMITED, 0.0).cooldown_s >= 5
 
 
 def test_a_daily_quota_cools_down_for_an_hour_at_least() -> None:
-    assert verdict(K.QUOTA_EXHAUSTED, 60.0).block_s >= 3600
-    assert verdict(K.QUOTA_EXHAUSTED, 7200.0).block_s >= 7200
+    assert verdict(K.QUOTA_EXHAUSTED, 60.0).cooldown_s >= 3600
+    assert verdict(K.QUOTA_EXHAUSTED, 7200.0).cooldown_s >= 7200
 
 
 def test_the_retry_allowance_bounds_retries_but_not_failover() -> None:
@@ -155,7 +155,7 @@ def test_a_job_that_is_refused_by_limits_again_and_again_asks_ever_more_seldom()
     for more in ({}, {"allow_fallback": False}):
         rests_s = [refused(alike, **more).delay_s for alike in (0, 4, 10, 1000)]
         assert rests_s == [pytest.approx(s, rel=0.5) for s in (COOLDOWN_S, COOLDOWN_S, 16, REST_MOST_S)]
-    assert refused(1000).block_s == pytest.approx(COOLDOWN_S, rel=0.2), "the endpoint itself is not shunned for it"
+    assert refused(1000).cooldown_s == pytest.approx(COOLDOWN_S, rel=0.2), "the endpoint itself is not shunned for it"
 
 
 def test_a_job_whose_worker_is_at_its_own_limits_is_left_to_others_for_longer_each_time() -> None:

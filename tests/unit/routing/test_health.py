@@ -15,8 +15,8 @@ from turnout_workers.routing.health import (
     EJECTION_MAX_S,
     EJECTION_S,
     Counters,
+    Eject,
     Recover,
-    Trip,
     after_report,
     after_watch,
     circuit,
@@ -24,8 +24,8 @@ from turnout_workers.routing.health import (
     ramp_slots,
 )
 
-OPEN = Health(open_until=NOW + 5, trips=1)
-HALF_OPEN = Health(open_until=NOW - 1, trips=1)
+OPEN = Health(open_until=NOW + 5, ejections=1)
+HALF_OPEN = Health(open_until=NOW - 1, ejections=1)
 RAMPING = Health(recovered_at=NOW - 4)
 ISOLATED = Health(isolated="maintenance")
 DISABLED = Health(disabled="bad key")
@@ -54,7 +54,7 @@ def after(health: Health = WELL, kind: FailureKind | None = FailureKind.SERVER_E
         (Health(open_until=NOW - 9, recovered_at=NOW - 8), Circuit.CLOSED),
         (ISOLATED, Circuit.ISOLATED),
         (DISABLED, Circuit.DISABLED),
-        (Health(blocked_until=NOW + 60), Circuit.CLOSED),
+        (Health(cooldown_until=NOW + 60), Circuit.CLOSED),
     ],
 )
 def test_the_circuit_at_a_time(health: Health, state: Circuit) -> None:
@@ -77,30 +77,30 @@ def test_a_ramp_grows_with_time_and_with_answers(health: Health, slots: int) -> 
     ("how", "follows"),
     [
         ({"consecutive_failures": 3}, None),
-        ({"consecutive_failures": 4}, Trip),
-        ({"consecutive_failures": 2, "billed": Billed.YES}, Trip),
+        ({"consecutive_failures": 4}, Eject),
+        ({"consecutive_failures": 2, "billed": Billed.YES}, Eject),
         ({"consecutive_failures": 3, "billed": Billed.YES, "kind": FailureKind.EMPTY}, None),
-        ({"consecutive_failures": 4, "billed": Billed.YES, "kind": FailureKind.EMPTY}, Trip),
-        ({"consecutive_failures": 2, "kind": FailureKind.UNAVAILABLE}, Trip),
+        ({"consecutive_failures": 4, "billed": Billed.YES, "kind": FailureKind.EMPTY}, Eject),
+        ({"consecutive_failures": 2, "kind": FailureKind.UNAVAILABLE}, Eject),
         ({"consecutive_failures": 1, "kind": FailureKind.UNAVAILABLE}, None),
         ({"consecutive_failures": 1, "billed": Billed.YES}, None),
         ({"consecutive_failures": 4, "counts_for_health": False}, None),
         ({"failures_as_begun": 4}, None),
-        ({"failures_as_begun": 5}, Trip),
-        ({"failures_as_begun": 3, "kind": FailureKind.UNAVAILABLE}, Trip),
+        ({"failures_as_begun": 5}, Eject),
+        ({"failures_as_begun": 3, "kind": FailureKind.UNAVAILABLE}, Eject),
         ({"failures_as_begun": 2, "billed": Billed.YES}, None),
-        ({"error_rate": 0.61, "error_weight": 6.1}, Trip),
+        ({"error_rate": 0.61, "error_weight": 6.1}, Eject),
         ({"error_rate": 0.60, "error_weight": 60}, None),
         ({"error_rate": 1.0, "error_weight": 6.0}, None),
         ({"error_rate": 0.9, "error_weight": 60, "kind": None}, None),
-        ({"probe": True}, Trip),
+        ({"probe": True}, Eject),
         ({"probe": True, "kind": None}, Recover),
         ({"probe": True, "kind": FailureKind.RATE_LIMITED, "counts_for_health": False}, Recover),
         ({"probe": True, "kind": FailureKind.CANCELLED, "counts_for_health": False}, None),
         ({"probe": True, "kind": FailureKind.TIMED_OUT, "counts_for_health": False}, None),
         ({"consecutive_failures": 9, "health": OPEN}, None),
         ({"consecutive_failures": 9, "health": HALF_OPEN}, None),
-        ({"consecutive_failures": 9, "health": RAMPING}, Trip),
+        ({"consecutive_failures": 9, "health": RAMPING}, Eject),
         ({"consecutive_failures": 9, "health": ISOLATED}, None),
         ({"consecutive_failures": 9, "health": DISABLED}, None),
     ],
@@ -123,8 +123,8 @@ def test_ejections_double_up_to_the_cap_and_start_over_after_a_healthy_minute() 
     for before, full_s in enumerate([2, 4, 8, EJECTION_MAX_S, EJECTION_MAX_S]):
         times = [ejection_s(before, rng) for _ in range(200)]
         assert full_s * 0.85 <= min(times) < full_s < max(times) <= full_s * 1.15
-    again = after(Health(trips=3, recovered_at=NOW - 59), consecutive_failures=4)
-    afresh = after(Health(trips=3, recovered_at=NOW - 60), consecutive_failures=4)
+    again = after(Health(ejections=3, recovered_at=NOW - 59), consecutive_failures=4)
+    afresh = after(Health(ejections=3, recovered_at=NOW - 60), consecutive_failures=4)
     assert again.open_s > 8
     assert afresh.open_s < 2.4
 
@@ -148,7 +148,7 @@ def test_the_base_of_the_ejection_is_the_callers_choice() -> None:
 )
 def test_hanging_calls_eject_before_they_time_out(load: Load, overdue: int, silent_s: float, ejected: bool) -> None:
     seen = view(endpoint(), metrics=observed(latency_at=NOW - silent_s), load=load)
-    trip = after_watch(seen, overdue, NOW, random.Random())
-    assert (trip is not None) == ejected
-    assert trip is None or trip.open_s > 1.5 * EJECTION_S, "twice as long: its probe may hang as well"
+    ejection = after_watch(seen, overdue, NOW, random.Random())
+    assert (ejection is not None) == ejected
+    assert ejection is None or ejection.open_s > 1.5 * EJECTION_S, "twice as long: its probe may hang as well"
     assert after_watch(seen._replace(health=OPEN), overdue, NOW, random.Random()) is None

@@ -58,7 +58,7 @@ async def test_what_others_report_is_seen_in_the_background() -> None:
     poller = SnapshotPoller(store, Fleet([GROQ]))
     await poller.poll()
     following = asyncio.create_task(run_repeatedly(poller.follow, 0.0))
-    await store.trip(GROQ.id, 10, "refused")
+    await store.eject(GROQ.id, 10, "refused")
     await store.asked_again()
     assert poller.snapshot.by_id[GROQ.id].health.open_until == 1_010
     await cancel_all([following])
@@ -75,7 +75,7 @@ async def test_the_workers_of_a_large_fleet_take_turns_in_reading() -> None:
 async def test_the_last_snapshot_stands_while_the_store_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "ERROR_PAUSE_S", 0.001)
     store = Flaky(1_000.0)
-    await store.trip(GROQ.id, 10, "refused")
+    await store.eject(GROQ.id, 10, "refused")
     poller = SnapshotPoller(store, Fleet([GROQ]))
     await poller.poll()
     following = asyncio.create_task(run_repeatedly(poller.poll, 0.001))

@@ -18,7 +18,7 @@ from turnout_workers.routing import failover
 from turnout_workers.routing.decision import Candidate
 from turnout_workers.routing.estimate import amend
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
-from turnout_workers.routing.health import Recover, Trip, after_report
+from turnout_workers.routing.health import Eject, Recover, after_report
 from turnout_workers.routing.latency import first_token, predict
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import FleetStore, ObservedLimit, Report
@@ -118,8 +118,8 @@ class Reporter:
         if verdict.disable:
             await self.store.mark("disabled", affected, reason)
             logger.warning("%s disabled: %s", ", ".join(affected), reason)
-        if verdict.block_s > 0:
-            await self.store.mark("blocked", affected, reason, verdict.block_s)
+        if verdict.cooldown_s > 0:
+            await self.store.mark("cooldown", affected, reason, verdict.cooldown_s)
         view = self.fleet.snapshot.by_id.get(endpoint.id)
         if view is None:  # it was taken out of the configuration since
             return
@@ -131,8 +131,8 @@ class Reporter:
             counts_for_health=verdict.counts_for_health,
             base_s=self.ejection_s,
         ):
-            case Trip(open_s, why):
-                if await self.store.trip(endpoint.id, open_s, why):  # else another call's report has done it
+            case Eject(open_s, why):
+                if await self.store.eject(endpoint.id, open_s, why):  # else another call's report has done it
                     logger.warning("%s ejected for %.1f s: %s", endpoint.id, open_s, why)
             case Recover():
                 await self.store.recover(endpoint.id)

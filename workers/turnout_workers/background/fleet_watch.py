@@ -121,6 +121,6 @@ async def eject_hanging(store: FleetStore, fleet: SnapshotPoller, rng: random.Ra
         return
     snapshot = await fleet.poll()  # of a large fleet the last one may not show what was ejected since
     for view in snapshot.views:
-        if trip := after_watch(view, overdue[view.endpoint.id], snapshot.at, rng, base_s=ejection_s):
-            await store.trip(view.endpoint.id, trip.open_s, trip.reason)
-            logger.warning("%s ejected for %.1f s: %s", view.endpoint.id, trip.open_s, trip.reason)
+        if ejection := after_watch(view, overdue[view.endpoint.id], snapshot.at, rng, base_s=ejection_s):
+            await store.eject(view.endpoint.id, ejection.open_s, ejection.reason)
+            logger.warning("%s ejected for %.1f s: %s", view.endpoint.id, ejection.open_s, ejection.reason)

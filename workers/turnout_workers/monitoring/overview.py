@@ -90,7 +90,7 @@ def _row(view: EndpointView, now: float, all_calls: int) -> dict[str, Any]:
         "endpoint": view.endpoint.id,
         "circuit": circuit(health, now).value,
         "health": said(health, now),
-        "until_s": round(max(0.0, max(health.open_until, health.blocked_until) - now), 1),
+        "until_s": round(max(0.0, max(health.open_until, health.cooldown_until) - now), 1),
         "reason": health.why,
         "in_flight": load.in_flight,
         "slots": view.endpoint.limits.concurrency,

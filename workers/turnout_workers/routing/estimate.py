@@ -113,7 +113,7 @@ def _estimate(position: int, view: EndpointView, at: float) -> Estimate:
     ttft, pace = predict(endpoint, metrics, at)
     price = endpoint.price
     troubled = health.isolated is not None or health.disabled is not None or health.open_until > 0
-    busy = max(health.blocked_until, load.ready_at) > at or all_slots_taken(view)
+    busy = max(health.cooldown_until, load.ready_at) > at or all_slots_taken(view)
     return Estimate(
         ttft_s=ttft,
         s_per_token=pace,

@@ -110,7 +110,7 @@ class Verdict:
 
     action: Next
     delay_s: float = 0.0
-    block_s: float = 0.0
+    cooldown_s: float = 0.0
     """Cooldown of the endpoint, or of its account; 0: none."""
     scope: Scope = Scope.ENDPOINT
     """Of the cooldown, or of being disabled."""
@@ -148,15 +148,15 @@ def judge(
         return Verdict(Next.FINISH, counts_for_health=True)
     rule = RULES[failure.kind]
     told_s = failure.retry_after_s or None  # 0 names no time either: the next call would be refused, too
-    block_s = told_s or 0.0
+    cooldown_s = told_s or 0.0
     if rule.cooldown_s is not None and (told_s is None or failure.kind is FailureKind.QUOTA_EXHAUSTED):
-        block_s = max(block_s, rule.cooldown_s)
-    block_s *= 1 + 0.1 * rng.random()  # after the time that was named, and not all workers at once
+        cooldown_s = max(cooldown_s, rule.cooldown_s)
+    cooldown_s *= 1 + 0.1 * rng.random()  # after the time that was named, and not all workers at once
 
     spends = rule.spends and not probe
 
     def ruled(action: Next, delay_s: float = 0.0) -> Verdict:
-        return Verdict(action, delay_s, block_s, failure.scope, rule.disables, rule.counts, spends, rule.unsuited)
+        return Verdict(action, delay_s, cooldown_s, failure.scope, rule.disables, rule.counts, spends, rule.unsuited)
 
     if alike + 1 >= rule.most or elsewhere + 1 >= rule.most_providers:
         return ruled(Next.GIVE_UP)
@@ -166,17 +166,17 @@ def judge(
         return ruled(Next.DEFER)
     soon = told_s is None or told_s <= SHORT_WAIT_S
     if rule.waits and told_s is not None and soon and retries_here == 0:
-        return ruled(Next.RETRY, block_s)
+        return ruled(Next.RETRY, cooldown_s)
     repeats = retries_here < rule.retries and may_retry and failure.repeatable
     if repeats and soon:
-        return ruled(Next.RETRY, max(block_s, backoff_s(retries_here + 1, rng)))
+        return ruled(Next.RETRY, max(cooldown_s, backoff_s(retries_here + 1, rng)))
     if failure.kind is FailureKind.LOCAL:
         return ruled(Next.DEFER, backoff_s(max(retries_here + 1, alike - RESTS_AFTER), rng, REST_MOST_S))
     if probe or rule.cooldown_s is not None:
         rest_s = backoff_s((calls if probe else alike) - RESTS_AFTER, rng, REST_MOST_S)
     else:
         rest_s = backoff_s(attempt, rng)
-    rest_s = max(block_s, rest_s)
+    rest_s = max(cooldown_s, rest_s)
     if not allow_fallback:  # a cooldown is no failure: the one endpoint that may be used is waited for
         waits = rule.cooldown_s is not None or (repeats and alike < rule.retries)
         return ruled(Next.DEFER, rest_s) if waits else ruled(Next.GIVE_UP)

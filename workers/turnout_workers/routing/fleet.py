@@ -152,22 +152,22 @@ class Health(NamedTuple):
 
     open_until: float = 0.0
     """End of the current or last ejection; 0: never ejected since it was last well."""
-    trips: int = 0
+    ejections: int = 0
     """Ejections in a row, for doubling; reset after a healthy minute."""
     recovered_at: float = 0.0
     """When the last ejection ended by a successful probe; 0: never. The ramp counts from here."""
     proven: int = 0
     """Calls that were answered since then."""
-    blocked_until: float = 0.0
+    cooldown_until: float = 0.0
     """A cooldown that the provider asked for (429, quota); no verdict on its health."""
     disabled: str | None = None
     """Why it is disabled, or None."""
     disabled_at: float = 0.0
     isolated: str | None = None
     """Why an operator has taken it out, or None."""
-    reason: str = ""
+    ejection_reason: str = ""
     """Of the last ejection, for people."""
-    cooldown: str = ""
+    cooldown_reason: str = ""
     """Why the longest of the last ones was asked for."""
     consecutive_failures: int = 0
     """Across the whole fleet; any success sets it to 0."""
@@ -177,7 +177,7 @@ class Health(NamedTuple):
     @property
     def why(self) -> str:
         """What keeps it out, for people: an operator's word before all."""
-        passing = self.reason if self.open_until >= self.blocked_until else self.cooldown
+        passing = self.ejection_reason if self.open_until >= self.cooldown_until else self.cooldown_reason
         return next(why for why in (self.isolated, self.disabled, passing) if why is not None)
 
 

@@ -64,7 +64,7 @@ class Counters:
 
 
 @dataclass(frozen=True, slots=True)
-class Trip:
+class Eject:
     """Eject the endpoint."""
 
     open_s: float
@@ -81,7 +81,7 @@ SILENT = frozenset({FailureKind.CANCELLED, FailureKind.LOCAL})
 
 
 def circuit(health: Health, now: float) -> Circuit:
-    """The state of the circuit at `now`. A cooldown (`blocked_until`) is none of its business."""
+    """The state of the circuit at `now`. A cooldown (`cooldown_until`) is none of its business."""
     if health.isolated is not None:
         return Circuit.ISOLATED
     if health.disabled is not None:
@@ -113,7 +113,7 @@ def ramp_pace(requests_per_minute: int, second: int) -> int:
 
 def ejections_in_a_row(health: Health, now: float) -> int:
     """How many came before, forgotten after a healthy minute."""
-    return 0 if health.recovered_at > 0 and now - health.recovered_at >= WELL_S else health.trips
+    return 0 if health.recovered_at > 0 and now - health.recovered_at >= WELL_S else health.ejections
 
 
 def ejection_s(before: int, rng: random.Random, base_s: float = EJECTION_S) -> float:
@@ -130,7 +130,7 @@ def after_report(
     *,
     counts_for_health: bool = True,
     base_s: float = EJECTION_S,
-) -> Trip | Recover | None:
+) -> Eject | Recover | None:
     """What follows from one call's outcome, when the store has counted it; `failure` is None for a success.
 
     The outcome of a call made before an ejection says nothing new and does nothing. A probe that was answered
@@ -146,7 +146,7 @@ def after_report(
     if kind is FailureKind.UNAVAILABLE:  # the words are ours: whether name, address or certificate is wrong
         why += f": {failure.message}"
     if counters.probe:
-        return _trip(health, now, rng, base_s, f"probe failed: {why}")
+        return _eject(health, now, rng, base_s, f"probe failed: {why}")
     if health.open_until > now or circuit(health, now) is Circuit.HALF_OPEN:
         return None
     enough = CONSECUTIVE_UNREACHED if kind is FailureKind.UNAVAILABLE else CONSECUTIVE_FAILURES
@@ -154,15 +154,15 @@ def after_report(
         enough = CONSECUTIVE_WHEN_BILLED
     if counters.consecutive_failures >= enough or counters.failures_as_begun > enough:
         row = max(counters.consecutive_failures, counters.failures_as_begun)
-        return _trip(health, now, rng, base_s, f"{row} failures in a row: {why}")
+        return _eject(health, now, rng, base_s, f"{row} failures in a row: {why}")
     if counters.error_rate > ERROR_RATE and counters.error_weight > ERROR_WEIGHT:
-        return _trip(health, now, rng, base_s, f"{counters.error_rate:.0%} of recent calls failed: {why}")
+        return _eject(health, now, rng, base_s, f"{counters.error_rate:.0%} of recent calls failed: {why}")
     return None
 
 
 def after_watch(
     view: EndpointView, overdue: int, now: float, rng: random.Random, *, base_s: float = EJECTION_S
-) -> Trip | None:
+) -> Eject | None:
     """Whether calls in flight hang: asked four times a second, long before their timeouts.
 
     overdue: those of them that their workers report as older than their own hang thresholds.
@@ -178,9 +178,9 @@ def after_watch(
     if not (several or alone):
         return None
     reason = f"{overdue} of {load.in_flight} calls hang"
-    return _trip(health, now, rng, base_s, reason, EJECTIONS_OF_A_HANG)
+    return _eject(health, now, rng, base_s, reason, EJECTIONS_OF_A_HANG)
 
 
-def _trip(health: Health, now: float, rng: random.Random, base_s: float, reason: str, at_least: int = 1) -> Trip:
+def _eject(health: Health, now: float, rng: random.Random, base_s: float, reason: str, at_least: int = 1) -> Eject:
     before = max(ejections_in_a_row(health, now), at_least - 1)
-    return Trip(ejection_s(before, rng, base_s), reason)
+    return Eject(ejection_s(before, rng, base_s), reason)

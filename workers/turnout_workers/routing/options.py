@@ -89,12 +89,12 @@ class Options:
         """With its wait, and as a probe if it is one."""
         job, now, estimate = self.job, self.now, option.estimate
         view, health = estimate.view, estimate.view.health
-        ready_at = health.blocked_until
+        ready_at = health.cooldown_until
         if job.charged_tokens > view.load.fits:
             ready_at = max(ready_at, view.load.ready_at)
-        if health.blocked_until > now:  # those who wait come back one by one: the first may be told to wait again
+        if health.cooldown_until > now:  # those who wait come back one by one: the first may be told to wait again
             chance = (self.seed / 2**32 + estimate.position * GOLDEN) % 1
-            ready_at = max(ready_at, health.blocked_until + chance * COOLDOWN_SPREAD_S)
+            ready_at = max(ready_at, health.cooldown_until + chance * COOLDOWN_SPREAD_S)
         if all_slots_taken(view):  # about when one of its calls will end
             ready_at = max(ready_at, now + option.latency_s / view.load.in_flight)
         if ready_at > now:
@@ -117,10 +117,10 @@ class Options:
             believed_until = view.metrics.latency_at + BELIEVED_S
             if now < believed_until:
                 return Reason.SLOW, self._slowness(option), believed_until
-        if option.wait_s > WAITABLE_S and health.blocked_until > now:
+        if option.wait_s > WAITABLE_S and health.cooldown_until > now:
             return why_busy(option, now)
         if state is Circuit.OPEN:
-            return Reason.OPEN, f"ejected: {health.reason}", health.open_until
+            return Reason.OPEN, f"ejected: {health.ejection_reason}", health.open_until
         if state is Circuit.HALF_OPEN and health.probing:
             return Reason.PROBING, "a probe is on its way", now + PROBE_AGAIN_S
         if state in (Circuit.DISABLED, Circuit.ISOLATED):
@@ -165,6 +165,6 @@ class Options:
 def why_busy(option: Option, now: float) -> Why:
     """Why an option has to wait, and until when."""
     health, until = option.estimate.view.health, now + option.wait_s
-    if health.blocked_until > now:
-        return Reason.COOLDOWN, f"cools down: {health.cooldown or 'asked to wait'}", until
+    if health.cooldown_until > now:
+        return Reason.COOLDOWN, f"cools down: {health.cooldown_reason or 'asked to wait'}", until
     return Reason.FULL, f"no room for {option.wait_s:.1f} s", until

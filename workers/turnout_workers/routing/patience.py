@@ -34,7 +34,7 @@ def patience(option: Row, output_tokens: int, longest_s: float, *, alone: bool) 
     if not probe:
         timeout_s = _timeout(usual_s, spread, longest_s)
     else:
-        timeout_s = PROBE_MOST_S if patient else _probe_timeout(latency_s, sigma, view.health.trips)
+        timeout_s = PROBE_MOST_S if patient else _probe_timeout(latency_s, sigma, view.health.ejections)
     return overdue_after(usual_s, spread), timeout_s
 
 

@@ -69,7 +69,7 @@ def said(health: Health, now: float) -> str:
     """How an endpoint is, in a word or two for people."""
     state = circuit(health, now)
     out = state in (Circuit.OPEN, Circuit.DISABLED, Circuit.ISOLATED)
-    return COOLS_DOWN if health.blocked_until > now and not out else SAID[state]
+    return COOLS_DOWN if health.cooldown_until > now and not out else SAID[state]
 
 
 def trouble(health: Health, now: float) -> tuple[float, str] | None:
@@ -79,8 +79,8 @@ def trouble(health: Health, now: float) -> tuple[float, str] | None:
         return 1e9, f"{word}: {health.why}"
     if state is Circuit.OPEN:
         left = health.open_until - now
-        return left, f"{word} for another {left:.0f} s: {health.reason}"
+        return left, f"{word} for another {left:.0f} s: {health.ejection_reason}"
     if word == COOLS_DOWN:
-        left = health.blocked_until - now
-        return left, f"{word} for another {left:.0f} s: {health.cooldown}"
+        left = health.cooldown_until - now
+        return left, f"{word} for another {left:.0f} s: {health.cooldown_reason}"
     return (0.0, word) if state is Circuit.HALF_OPEN else None

@@ -107,8 +107,8 @@ class MemoryFleetStore:
             yield Obstacle(known.open_until, "open")
         elif state is Circuit.HALF_OPEN and known.probe_until > now:
             yield Obstacle(now + ASK_AGAIN_MS, "probing")
-        if known.blocked_until > now:
-            yield Obstacle(known.blocked_until, "cooldown")
+        if known.cooldown_until > now:
+            yield Obstacle(known.cooldown_until, "cooldown")
         if state is Circuit.RAMPING:
             slots = ramp_slots(health, now / 1000)
             limits = replace(limits, concurrency=min(slots, limits.concurrency or slots))
@@ -118,7 +118,7 @@ class MemoryFleetStore:
                     yield Obstacle((second + 1) * MINUTE[0], "ramping")
         known.slots = -1 if bid.limits.concurrency is None else bid.limits.concurrency
         room = Room()
-        shares = squeezed(known.share, known.blocked_until, now), 1.0
+        shares = squeezed(known.share, known.cooldown_until, now), 1.0
         for usage, allowed, share in zip(counted_by, (limits, bid.shared_limits), shares, strict=False):
             here, full = usage.room(allowed, _need(bid), share, ask.headroom, ask.place, now)
             room = room.with_less(here)
@@ -198,10 +198,10 @@ class MemoryFleetStore:
 
     # --- health ------------------------------------------------------------------------------------------
 
-    async def trip(self, endpoint_id: str, open_s: float, reason: str) -> bool:
+    async def eject(self, endpoint_id: str, open_s: float, reason: str) -> bool:
         now, known = self._now(), self._endpoints[endpoint_id]
         if news := known.open_until <= now:
-            known.trips = ejections_in_a_row(known.health_at(now), now / 1000) + 1
+            known.ejections = ejections_in_a_row(known.health_at(now), now / 1000) + 1
         known.open_until = max(known.open_until, now + ms(open_s))
         known.probe, known.probe_until, known.texts["ejected"] = 0, 0, reason
         return news
@@ -215,11 +215,11 @@ class MemoryFleetStore:
     async def mark(self, what: Mark, endpoint_ids: Sequence[str], reason: str = "", for_s: float = 0) -> None:
         now, until = self._now(), self._now() + ms(for_s)
         for known in map(self._endpoints.__getitem__, endpoint_ids):
-            if what == "blocked":
-                if known.blocked_until <= now:  # once a cooldown, however many calls ran into it
-                    known.share = max(SQUEEZE_LEAST, squeezed(known.share, known.blocked_until, now) * SQUEEZE)
-                if until > known.blocked_until:
-                    known.blocked_until, known.texts[what] = until, reason
+            if what == "cooldown":
+                if known.cooldown_until <= now:  # once a cooldown, however many calls ran into it
+                    known.share = max(SQUEEZE_LEAST, squeezed(known.share, known.cooldown_until, now) * SQUEEZE)
+                if until > known.cooldown_until:
+                    known.cooldown_until, known.texts[what] = until, reason
             elif what == "restored":
                 for name in RESTORED:
                     setattr(known, name, getattr(FRESH, name))

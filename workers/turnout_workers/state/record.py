@@ -22,9 +22,9 @@ class Record:
     """Times in ms, 0: never. -1: there was no sample, or there is no such limit."""
 
     open_until: float = 0
-    trips: float = 0
+    ejections: float = 0
     recovered_at: float = 0
-    blocked_until: float = 0
+    cooldown_until: float = 0
     share: float = 1
     """Of its limits, what was left by the last cooldown."""
     disabled: float = 0
@@ -73,15 +73,15 @@ class Record:
         """`texts`: those beside the record, by name."""
         return Health(
             open_until=self.open_until / 1000,
-            trips=int(self.trips),
+            ejections=int(self.ejections),
             recovered_at=self.recovered_at / 1000,
             proven=int(self.proven),
-            blocked_until=self.blocked_until / 1000,
+            cooldown_until=self.cooldown_until / 1000,
             disabled=texts.get("disabled", "") if self.disabled else None,
             disabled_at=self.disabled / 1000,
             isolated=texts.get("isolated", "") if self.isolated else None,
-            reason=texts.get("ejected", "") if self.open_until else "",
-            cooldown=texts.get("blocked", "") if self.blocked_until else "",
+            ejection_reason=texts.get("ejected", "") if self.open_until else "",
+            cooldown_reason=texts.get("cooldown", "") if self.cooldown_until else "",
             consecutive_failures=int(self.consecutive),
             probing=self.probe_until > now,
         )
@@ -118,12 +118,12 @@ def sampled(value: float) -> float | None:
     return value if value >= 0 else None
 
 
-TEXTS = ("ejected", "blocked", "disabled", "isolated")
+TEXTS = ("ejected", "cooldown", "disabled", "isolated")
 """Why it is so, or was last."""
 FRESH = Record()
 NAMES = tuple(field.name for field in fields(Record))
 RESTORED = (
-    *("open_until", "trips", "recovered_at", "blocked_until", "share", "disabled", "isolated"),
+    *("open_until", "ejections", "recovered_at", "cooldown_until", "share", "disabled", "isolated"),
     *("probe", "probe_until", "consecutive", "row_from", "row_to", "proven", "weight", "bad"),
     *("free", "free_at", "ready_at", "fits"),
 )

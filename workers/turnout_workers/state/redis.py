@@ -107,8 +107,8 @@ class RedisFleetStore:
             keys += [self._keys.lease(lease), self._keys.calls(endpoint), self._keys.calls(account_id(endpoint))]
         return await self._run("expire", keys, due, int)
 
-    async def trip(self, endpoint_id: str, open_s: float, reason: str) -> bool:
-        return await self._run("trip", [self._keys.endpoints], [endpoint_id, ms(open_s), reason], bool)
+    async def eject(self, endpoint_id: str, open_s: float, reason: str) -> bool:
+        return await self._run("eject", [self._keys.endpoints], [endpoint_id, ms(open_s), reason], bool)
 
     async def recover(self, endpoint_id: str) -> None:
         await self._run("recover", [self._keys.endpoints], [endpoint_id], nothing)
@@ -151,7 +151,7 @@ def mark_call(
     for_s: float = 0,
     prelude: str = CLOCK + SHARED,
 ) -> Call[None]:
-    """Mark endpoints `blocked`, `disabled`, `isolated` or `restored`; also for an operator's commands."""
+    """Mark endpoints `cooldown`, `disabled`, `isolated` or `restored`; also for an operator's commands."""
     script = Script.load("turnout_workers.state", "mark", prelude)
     places = [keys.endpoints, *map(keys.usage, endpoint_ids)]
     return script.call(places, [what, reason, ms(for_s), *endpoint_ids], nothing)

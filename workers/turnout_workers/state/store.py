@@ -181,7 +181,7 @@ class Account:
 ASK_AGAIN_S = 0.25
 """Wait for what has no known end: a call in flight, a probe, money that another call has reserved."""
 VERDICT_S = 2.0
-"""After a probe's report the endpoint stays closed to others this long for `trip` or `recover` to follow."""
+"""After a probe's report the endpoint stays closed to others this long for `eject` or `recover` to follow."""
 PUBLISHED_S = 3.0
 """How long a worker's counts hold."""
 TOLD_S = 3600.0
@@ -192,7 +192,7 @@ SOON_S, KEPT_S = 75.0, 90.0
 should have asked again, with what is added to its wait."""
 
 
-Mark = Literal["blocked", "disabled", "isolated", "restored"]
+Mark = Literal["cooldown", "disabled", "isolated", "restored"]
 
 
 def ms(seconds: float) -> int:
@@ -211,14 +211,14 @@ class FleetStore(Protocol):
     async def expire(self, limit: int = 1000) -> int:
         """End the leases whose time is over: their reservations become unsure. Returns how many."""
 
-    async def trip(self, endpoint_id: str, open_s: float, reason: str) -> bool:
-        """Eject: open until max(old, now + open_s). A trip while open lengthens, but doesn't count twice: False."""
+    async def eject(self, endpoint_id: str, open_s: float, reason: str) -> bool:
+        """Open the circuit until max(old, now + open_s). False: it was open already, and this doesn't count twice."""
 
     async def recover(self, endpoint_id: str) -> None:
         """Close the circuit after a successful probe; the ramp starts now."""
 
     async def mark(self, what: Mark, endpoint_ids: Sequence[str], reason: str = "", for_s: float = 0) -> None:
-        """What no circuit decides. `blocked`: a cooldown that the provider asked for, until max(old, now + for_s).
+        """What no circuit decides. `cooldown`: a cooldown that the provider asked for, until max(old, now + for_s).
         `disabled`, `isolated` by an operator; `restored`: undo these, ejections and cooldowns."""
 
     async def publish(self, worker: str, overdue: Mapping[str, int]) -> None:

@@ -99,7 +99,7 @@ local function circuit(known, block)
   else
     ramping = known[RECOVERED_AT] > 0 and NOW - known[RECOVERED_AT] < ms(RAMP_S)
   end
-  if known[BLOCKED_UNTIL] > NOW then block(known[BLOCKED_UNTIL], 'cooldown') end
+  if known[COOLDOWN_UNTIL] > NOW then block(known[COOLDOWN_UNTIL], 'cooldown') end
   return half_open, ramping
 end
 

@@ -2,17 +2,17 @@
 -- What isn't decided by a circuit: a cooldown that the provider asked for, a bad key, an operator's word.
 --
 -- KEYS  endpoints, then usage of each
--- ARGV  blocked | disabled | isolated | restored, reason, for (ms), then the endpoints
+-- ARGV  cooldown | disabled | isolated | restored, reason, for (ms), then the endpoints
 local what, till = ARGV[1], NOW + ARGV[3]
 for i = 4, #ARGV do
   local endpoint, tells = ARGV[i], what ~= 'restored'
   local known = known_of(endpoint)
-  if what == 'blocked' then
-    if known[BLOCKED_UNTIL] <= NOW then -- once a cooldown, however many calls ran into it
+  if what == 'cooldown' then
+    if known[COOLDOWN_UNTIL] <= NOW then -- once a cooldown, however many calls ran into it
       known[SHARE] = math.max(SQUEEZE_LEAST, share_of(known) * SQUEEZE)
     end
-    tells = till > known[BLOCKED_UNTIL]
-    known[BLOCKED_UNTIL] = math.max(known[BLOCKED_UNTIL], till)
+    tells = till > known[COOLDOWN_UNTIL]
+    known[COOLDOWN_UNTIL] = math.max(known[COOLDOWN_UNTIL], till)
   elseif what == 'disabled' then
     known[DISABLED] = NOW
   elseif what == 'isolated' then

@@ -3,7 +3,7 @@ local NOW = now_ms()
 
 local function ms(seconds) return math.floor(seconds * 1000 + 0.5) end
 
--- What is known of an endpoint, see record.py: a table of numbers, `known[TRIPS]`.
+-- What is known of an endpoint, see record.py: a table of numbers, `known[EJECTIONS]`.
 local function known_of(endpoint)
   local packed = redis.call('HGET', KEYS.endpoints, endpoint)
   return packed and {struct.unpack(LAYOUT, packed)} or fresh()
@@ -21,7 +21,7 @@ end
 
 -- The share of its limits that it may have, squeezed by a cooldown and regrown since.
 local function share_of(known)
-  local since_s = (NOW - known[BLOCKED_UNTIL]) / 1000
+  local since_s = (NOW - known[COOLDOWN_UNTIL]) / 1000
   return math.min(1, known[SHARE] + SQUEEZE_REGROWTH * math.max(0, since_s - SQUEEZE_HOLD_S))
 end
 

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Eject an endpoint: open until max(old, now + for). A trip while open lengthens, but doesn't count twice.
+-- Eject an endpoint: open until max(old, now + for). If it is open already, it doesn't count twice.
 --
 -- KEYS  endpoints
 -- ARGV  endpoint, for (ms), reason
@@ -8,7 +8,7 @@ local known = known_of(ARGV[1])
 local news = known[OPEN_UNTIL] <= NOW
 if news then
   local well = known[RECOVERED_AT] > 0 and NOW - known[RECOVERED_AT] >= ms(WELL_S)
-  known[TRIPS] = (well and 0 or known[TRIPS]) + 1
+  known[EJECTIONS] = (well and 0 or known[EJECTIONS]) + 1
 end
 known[OPEN_UNTIL] = math.max(known[OPEN_UNTIL], NOW + ARGV[2])
 known[PROBE], known[PROBE_UNTIL] = 0, 0
