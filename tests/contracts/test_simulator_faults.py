@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from turnout.cli import main
 from turnout_workers.config import Source, load
-from turnout_workers.simulator import Fault, Scenario, exchange, server
+from turnout_workers.simulator import Fault, Scenario, server, simulated_call
 from turnout_workers.simulator.server import Simulator
 
 COMMAND = [sys.executable, "-m", "turnout", "simulate", "--port", "0", "--json"]
@@ -121,7 +121,7 @@ async def test_a_fault_begins_and_ends_by_requests(http: aiohttp.ClientSession) 
 
 async def test_a_fault_begins_and_ends_by_time(http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch) -> None:
     now, seen = [0.0], list[int]()
-    for module in (exchange, server):
+    for module in (simulated_call, server):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     async with Simulator(fleet(faults=(Fault(kind="error", after_s=15, for_s=15),))) as simulator:
         for now[0] in (0.0, 14.9, 15.1, 30.0, 30.2):  # by the first call that it hits

@@ -36,7 +36,7 @@ from turnout_workers.attempts.parts import Parts
 from turnout_workers.background.fleet_watch import CallWatch
 from turnout_workers.background.heartbeat import Heartbeat
 from turnout_workers.background.housekeeping import Housekeeping
-from turnout_workers.background.spool import Spool, Unspooling
+from turnout_workers.background.spool import Spool, SpoolDrain
 from turnout_workers.config import Settings
 from turnout_workers.config.in_force import InForce
 from turnout_workers.config.tables import File, RouterTable
@@ -388,9 +388,9 @@ class Bench:
 
     async def deliver(self) -> None:
         """What waits on disk."""
-        unspooling = Unspooling(self.spool, self.ledger, self.send, self.store, self.in_force)
+        drain = SpoolDrain(self.spool, self.ledger, self.send, self.store, self.in_force)
         for path in self.spool:
-            await unspooling._settle(path)
+            await drain._settle(path)
 
     def in_flight(self) -> list[str]:
         keys = self.ledger.keys

@@ -24,7 +24,7 @@ from turnout.result import JobResult, JobStatus, Problem
 from turnout_workers import config
 from turnout_workers.attempts.job import Elsewhere
 from turnout_workers.commands.dry_run import forecast
-from turnout_workers.commands.lines import DONE, REFUSED, SOME_FAILED
+from turnout_workers.commands.file_options import DONE, REFUSED, SOME_FAILED
 from turnout_workers.monitoring.fleet_metrics import BY_ENDPOINT
 from turnout_workers.monitoring.metrics import Metrics, Recovery
 from turnout_workers.routing.eligibility import Reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from turnout_workers.commands.lines import duration
+from turnout_workers.commands.file_options import duration
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("24h", 86_400), ("7d", 604_800)])

@@ -10,7 +10,7 @@ from rich.console import Console
 from turnout.batch.tally import ProviderTally, Tally
 from turnout_workers.commands import screen
 from turnout_workers.commands.explain import _choice
-from turnout_workers.commands.run_shown import Bar, closing_line, summary, table
+from turnout_workers.commands.run_display import Bar, closing_line, summary, table
 
 
 def printed(made: object, width: int) -> str:
@@ -21,13 +21,13 @@ def printed(made: object, width: int) -> str:
 
 def test_what_a_provider_says_is_shown_as_it_is() -> None:
     made = screen.table("endpoint", "why")
-    screen.add(made, "groq/llama", "unexpected [/INST] in [bold]")
+    screen.add_row(made, "groq/llama", "unexpected [/INST] in [bold]")
     assert "unexpected [/INST] in [bold]" in printed(made, 80)
 
 
 def test_a_narrow_screen_breaks_words_but_no_number_and_nothing_whole() -> None:
     made = screen.table("job", "why", "calls", numbers=["calls"], whole=["job"])
-    screen.add(made, "0123456789abcdef", "some longer words here", "1,234,567")
+    screen.add_row(made, "0123456789abcdef", "some longer words here", "1,234,567")
     told = printed(made, 44)
     assert "0123456789abcdef" in told
     assert "1,234,567" in told
@@ -52,7 +52,7 @@ def test_a_batchs_end_says_that_no_model_was_run_only_where_none_was() -> None:
 def test_what_must_be_whole_is_whole_though_the_screen_is_narrower() -> None:
     out = StringIO()
     made = screen.table("job", "calls", numbers=["calls"], whole=["job"])
-    screen.add(made, "0123456789abcdef", "1,234,567")
+    screen.add_row(made, "0123456789abcdef", "1,234,567")
     screen.show(Console(file=out, width=20), made, columns=4)
     assert "    0123456789abcdef  1,234,567" in out.getvalue()
 

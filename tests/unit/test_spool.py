@@ -17,7 +17,7 @@ import redis.asyncio
 from turnout.ledger import Coalescer, Keyring, Keys, Ledger, NewJob, run, write_result
 from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import JobResult, JobStatus
-from turnout_workers.background.spool import Spool, Unspooling
+from turnout_workers.background.spool import Spool, SpoolDrain
 from turnout_workers.config import Settings, Source
 from turnout_workers.config.in_force import InForce
 from turnout_workers.config.tables import File
@@ -39,8 +39,8 @@ async def test_what_cannot_be_opened(tmp_path: Path, keyring: Keyring, job_id: s
     sealed = json.loads(write_result(JobResult(id="a", status=JobStatus.SUCCEEDED, response=answer), OLD))
     spool.keep({"job": job_id, "result": sealed})
     (path,) = spool
-    unspooling = Unspooling(spool, Ledger(keyring=keyring), never, MemoryFleetStore(lambda: 0.0), never)
-    await unspooling._settle(path)
+    drain = SpoolDrain(spool, Ledger(keyring=keyring), never, MemoryFleetStore(lambda: 0.0), never)
+    await drain._settle(path)
     assert [file.suffix for file in tmp_path.iterdir()] == [left]
 
 
@@ -49,7 +49,7 @@ async def test_what_another_release_has_kept_is_put_aside_and_holds_nothing_up(t
     never: Any = None
     spool = Spool(tmp_path, URL, "turnout")
     (path := tmp_path / "0.json").write_text(json.dumps(other))
-    await Unspooling(spool, Ledger(), never, MemoryFleetStore(lambda: 0.0), never)._settle(path)
+    await SpoolDrain(spool, Ledger(), never, MemoryFleetStore(lambda: 0.0), never)._settle(path)
     assert [file.suffix for file in tmp_path.iterdir()] == [".refused"]
 
 
@@ -74,7 +74,7 @@ def test_what_is_no_settlement_is_put_aside_and_holds_nothing_up(tmp_path: Path)
     spool = Spool(tmp_path, URL, "turnout")
     (tmp_path / "0.json").write_text("half of")
     spool.keep({})
-    asyncio.run(Unspooling(spool, Ledger(), never, MemoryFleetStore(lambda: 0.0), never).settle_all())
+    asyncio.run(SpoolDrain(spool, Ledger(), never, MemoryFleetStore(lambda: 0.0), never).settle_all())
     assert [file.suffix for file in tmp_path.iterdir()] == [".refused"] * 2
     assert (tmp_path / "0.refused").read_text() == "half of"
 
@@ -97,6 +97,6 @@ async def test_what_is_paid_for_is_taken_by_its_own_fleet_and_kept_where_its_job
     spool.keep({**named, "job": "a", "token": 1, "batch": None, "accounts": [], "result": result})
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         store = RedisFleetStore(send := Coalescer(client), ledger.keys)
-        await Unspooling(spool, ledger, send, store, InForce(settings)).settle_all()
+        await SpoolDrain(spool, ledger, send, store, InForce(settings)).settle_all()
     assert [file.suffix for file in tmp_path.iterdir()] == left
     assert (run(flushed, [ledger.result("a")])[0] is not None) == (not left)

@@ -115,7 +115,7 @@ def _revoke(state: Any, task_id: Any, **options: Any) -> Any:
 
     They are cancelled before Celery does its part, for it would write a record of its own where it finds none.
     """
-    cancelled = worker.on_loop(worker.foreign.revoke(maybe_list(task_id))).result()
+    cancelled = worker.on_loop(worker.celery_jobs.revoke(maybe_list(task_id))).result()
     reply = control.revoke(state, task_id, **options)  # type: ignore[attr-defined]  # the stubs lack it
     for job_id in cancelled:
         revoked.discard(job_id)

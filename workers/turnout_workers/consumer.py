@@ -94,7 +94,7 @@ class PatientConsumer(Consumer):
         super().on_invalid_task(None, Unread(message), exc)
         if isinstance(exc, ContentDisallowed) and message.headers.get("task") == Infer.name:
             worker, why = self.pool.worker, f"{exc}; send it with serializer='json'"
-            worker.on_loop(worker.foreign.unread(message.headers["id"], why))
+            worker.on_loop(worker.celery_jobs.unread(message.headers["id"], why))
 
 
 # Told above, once.

@@ -42,7 +42,7 @@ from vine import promise
 from turnout.redis_trouble import said
 from turnout.request import Lane
 from turnout_workers import transport
-from turnout_workers.own_process import open_as_many_as_allowed
+from turnout_workers.process_limits import raise_open_file_limit
 from turnout_workers.routing.sharing import headroom
 from turnout_workers.runtime import Worker
 
@@ -108,7 +108,7 @@ class TaskPool(BasePool):
     _stopping = False
 
     def on_start(self) -> None:
-        self.limit = open_as_many_as_allowed(int(self.limit))
+        self.limit = raise_open_file_limit(int(self.limit))
         self._pids = itertools.count(1)
         self._jobs: dict[int, _Job] = {}
         self._held: Counter[Lane | None] = Counter()

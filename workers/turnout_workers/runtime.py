@@ -32,16 +32,16 @@ from turnout_workers.background.heartbeat import Heartbeat
 from turnout_workers.background.housekeeping import Housekeeping
 from turnout_workers.background.old_accounts import OldAccounts
 from turnout_workers.background.reload import Reload
-from turnout_workers.background.spool import Spool, Unspooling
+from turnout_workers.background.spool import Spool, SpoolDrain
 from turnout_workers.background.tasks import ERROR_PAUSE_S, cancel_all, log_if_redis_is_away, run_repeatedly, spawn
 from turnout_workers.background.webhooks import Webhooks
+from turnout_workers.celery_jobs import CeleryJobs
 from turnout_workers.config import Settings, accounts
 from turnout_workers.config.in_force import InForce
 from turnout_workers.config.tables import File
-from turnout_workers.foreign import Foreign
 from turnout_workers.monitoring import tracing
 from turnout_workers.monitoring.metrics import Metrics
-from turnout_workers.own_process import keep_memory_private
+from turnout_workers.process_limits import keep_memory_private
 from turnout_workers.providers import CloudProviderBase, ProviderConfig, build
 from turnout_workers.providers.http import Http
 from turnout_workers.routing.fleet import Fleet
@@ -67,7 +67,7 @@ class Worker:
     """What runs on a worker's loop. `start` and `stop` are called there by the pool."""
 
     attempts: Attempts
-    foreign: Foreign
+    celery_jobs: CeleryJobs
     slots: int
     """How many jobs the pool takes at a time."""
 
@@ -105,7 +105,7 @@ class Worker:
         if trouble := parts.spool.trouble():
             lost = "what Redis can't take while it is away will be lost, and paid again: set TURNOUT_SPOOL: %s"
             logger.error(lost, trouble)
-        self.foreign = Foreign(parts.ledger, parts.send, self.in_force)
+        self.celery_jobs = CeleryJobs(parts.ledger, parts.send, self.in_force)
         self.attempts = Attempts(parts)
         self._use(settings)
         self._work_in_background(parts)
@@ -190,11 +190,11 @@ class Worker:
         )
         keeping = Housekeeping(ledger, send, store, self.name, self.in_force, also, parts.metrics.recovered)
         checks = HealthChecks(self._connectors.values(), store, fleet, file.router.health_check_interval, rng)
-        unspooling = Unspooling(parts.spool, ledger, send, store, self.in_force)
+        drain = SpoolDrain(parts.spool, ledger, send, store, self.in_force)
         self._keep_up(keeping.turn, housekeeping.EVERY_S, "housekeeping")
         following = partial(self._follow, Reload(self.in_force, self._use))
         self._keep_up(following, reload.EVERY_S, "the configuration")
-        self._keep_up(unspooling.settle_all, spool.EVERY_S, "what was spooled")
+        self._keep_up(drain.settle_all, spool.EVERY_S, "what was spooled")
         alive_s = min(ALIVE_EVERY_S, file.worker.lease_s / 3)
         self._keep_up(self._show_life, alive_s, "the sign of life")
         # These choose their own moments; all but the first end by an error alone.

@@ -42,9 +42,9 @@ class Infer(AsyncTask):
     async def execute(self, request: dict[str, Any], body: Any) -> Answer | JobError:
         worker, job_id = self.worker, request["id"]
         if request.get("origin") != message.ORIGIN and body[0] != [job_id]:
-            refused = await worker.foreign.accept(job_id, body, lane_of(request))
+            refused = await worker.celery_jobs.accept(job_id, body, lane_of(request))
             if refused is not None:
-                return _outcome(refused, partial(worker.foreign.stored, refused))
+                return _outcome(refused, partial(worker.celery_jobs.stored, refused))
         try:
             end = await worker.attempts(job_id, request.get(NOT_BEFORE, 0.0))
             ended = await worker.ended(job_id) if end.how == "skipped" else None
@@ -53,7 +53,7 @@ class Infer(AsyncTask):
             transport.QoS.rest()
             raise Ignore("Redis is away") from None
         if end.result is not None:
-            return _outcome(end.result, partial(worker.foreign.stored, end.result))
+            return _outcome(end.result, partial(worker.celery_jobs.stored, end.result))
         if ended is not None:
             outcome = _outcome(ended.result, ended.stored)
             if ended.unheard and not isinstance(outcome, Cancelled):  # nothing follows from a revoked task
@@ -181,4 +181,4 @@ class JobRequest(Request):
         """Cancel what was revoked or expired before the ledger had it, or while Redis was away."""
         super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
         worker = self.task.worker
-        worker.on_loop(worker.foreign.dropped(self.id, expired))
+        worker.on_loop(worker.celery_jobs.dropped(self.id, expired))

@@ -85,7 +85,7 @@ class Spool:
 
 
 @dataclass(frozen=True, slots=True)
-class Unspooling:
+class SpoolDrain:
     """Settles what a partition kept from being settled, in every worker."""
 
     spool: Spool

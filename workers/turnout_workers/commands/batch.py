@@ -20,8 +20,8 @@ from turnout.batch.source import Source
 from turnout.cli import STOPPED
 from turnout.redis_trouble import trouble
 from turnout.result import dollars
-from turnout_workers.commands import lines, screen
-from turnout_workers.commands.screen import add, counted, naming, standard_output, table, tell
+from turnout_workers.commands import file_options, screen
+from turnout_workers.commands.screen import add_row, counted, naming, print_json, standard_output, table
 from turnout_workers.deployment import Deployment, deployment
 
 
@@ -37,11 +37,11 @@ def _batches(here: Deployment | None = None) -> Batches:
 
 @batch.command()
 @click.argument("source")
-@lines.line_options
+@file_options.line_options
 def submit(source: str, **options: Any) -> None:
     """Hand over all of SOURCE and print the batch's id."""
     batches = _batches()
-    id = batches.submit(Source(source), lines.defaults(options), options["max_cost_microusd"], options["dedupe"])
+    id = batches.submit(Source(source), file_options.defaults(options), options["max_cost_microusd"], options["dedupe"])
     with naming(id):
         click.echo(id)  # before anything more that may fail: it runs
     record = batches.record(id)
@@ -57,7 +57,7 @@ def list_batches(as_json: bool) -> None:
     records = _batches().all()
     if as_json:
         for one in records:
-            tell(_standing(one))
+            print_json(_standing(one))
         return
     if not records:
         click.echo("There are no batches.")
@@ -67,7 +67,7 @@ def list_batches(as_json: bool) -> None:
     for one in records:
         at = datetime.fromtimestamp(one.submitted_at, UTC)
         ended = one.lines - one.counts.get("waiting", 0) - one.counts.get("under_way", 0)
-        add(made, one.id, f"{at:%Y-%m-%d %H:%M:%S}", one.standing, f"{one.lines:,}", f"{ended:,}", one.source)
+        add_row(made, one.id, f"{at:%Y-%m-%d %H:%M:%S}", one.standing, f"{one.lines:,}", f"{ended:,}", one.source)
     screen.show(standard_output(), made)
 
 
@@ -79,7 +79,7 @@ def show(id: str, as_json: bool) -> None:
     here = deployment()
     told = _told(here, _batches(here).record(id))
     if as_json:
-        tell(told)
+        print_json(told)
     else:
         click.echo(_line(told))
 
@@ -101,7 +101,7 @@ def watch(id: str) -> None:
             click.echo(line, err=away)
             last = line
         if record.ended:
-            sys.exit(lines.DONE if record.complete else lines.SOME_FAILED)
+            sys.exit(file_options.DONE if record.complete else file_options.SOME_FAILED)
         time.sleep(1)
         try:
             (record, line), away = _look(here, id), False
@@ -142,7 +142,7 @@ def results(id: str, output: str, errors: str | None) -> None:
     written = write_output(batches.output(id), output, errors)
     ended, succeeded = written.total(), written[True]
     click.echo(f"{ended:,} of {counted(record.lines, 'line')} ended, {succeeded:,} with an answer", err=True)
-    sys.exit(STOPPED if ended < record.lines else lines.DONE if succeeded == ended else lines.SOME_FAILED)
+    sys.exit(STOPPED if ended < record.lines else file_options.DONE if succeeded == ended else file_options.SOME_FAILED)
 
 
 @batch.command()
@@ -182,7 +182,7 @@ def resume(id: str) -> None:
 @click.option(
     "--max-cost",
     "max_cost_microusd",
-    type=lines.dollars,
+    type=file_options.dollars,
     help="New spending limit for the whole batch, in USD; what it has spent so far counts.",
 )
 def retry_failed(id: str, max_cost_microusd: int | None) -> None:

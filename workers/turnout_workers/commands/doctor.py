@@ -13,7 +13,7 @@ from redis.exceptions import RedisError, ResponseError
 from turnout.errors import TurnoutError
 from turnout.redis_trouble import trouble
 from turnout_workers.commands.providers import answers_of
-from turnout_workers.commands.screen import tell
+from turnout_workers.commands.screen import print_json
 from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.state import fitness
 
@@ -29,7 +29,7 @@ def doctor(as_json: bool) -> None:
     told = [*_checks()]
     for well, text in told:
         if as_json:
-            tell({"ok": well, "text": text})
+            print_json({"ok": well, "text": text})
         else:
             click.echo(f"{SIGNS[well]} {text}")
     sys.exit(1 if any(well is False for well, _ in told) else 0)

@@ -19,8 +19,8 @@ from turnout.batch.line import Asked, Line
 from turnout.batch.source import Source, read
 from turnout.result import Problem
 from turnout_workers import config
-from turnout_workers.commands.lines import DONE, SOME_FAILED, defaults, refusal
-from turnout_workers.commands.screen import add, counted, show, span, standard_output, steady_usd, table, tell
+from turnout_workers.commands.file_options import DONE, SOME_FAILED, defaults, refusal
+from turnout_workers.commands.screen import add_row, counted, print_json, show, span, standard_output, steady_usd, table
 from turnout_workers.config import endpoints, toml_lines
 from turnout_workers.local.running import chosen
 from turnout_workers.routing.decision import rank
@@ -76,7 +76,7 @@ def dry_run(source: Source, options: Mapping[str, Any]) -> int:
     told = forecast(read(source, defaults(options)), fleet)
     slots = (options["concurrency"] or settings.file.worker.concurrency) * max(1, options["workers"])
     if options["as_json"]:
-        tell(summary(told, fleet, slots))
+        print_json(summary(told, fleet, slots))
     else:
         show(standard_output(), *shown(told, fleet, slots))
     return SOME_FAILED if told.bad else DONE
@@ -152,7 +152,7 @@ def shown(told: Forecast, fleet: Fleet, slots: int) -> list[Table | Text]:
     for id, share in sorted(told.shares.items(), key=lambda pair: -pair[1].jobs):
         money = [steady_usd(share.expected_microusd), steady_usd(share.most_microusd)]
         counts = (share.jobs, share.input_tokens, share.output_tokens)
-        add(made, id, *(f"{count:,}" for count in counts), *(["unknown"] * 2 if id in unpriced else money))
+        add_row(made, id, *(f"{count:,}" for count in counts), *(["unknown"] * 2 if id in unpriced else money))
     total, time = Share.sum(told.shares.values()), span(duration_s(told, fleet, slots))
     sum_up = Text(
         f"{counted(told.lines, 'line')}, {total.jobs:,} of them good: "

@@ -15,8 +15,8 @@ from rich.text import Text
 from turnout.ledger.content import CONTENT
 from turnout.request import RoutingStrategy
 from turnout.result import JobResult, dollars
-from turnout_workers.commands.lines import STRATEGY
-from turnout_workers.commands.screen import add, indented, show, standard_output, table, tell
+from turnout_workers.commands.file_options import STRATEGY
+from turnout_workers.commands.screen import add_row, indented, print_json, show, standard_output, table
 from turnout_workers.deployment import deployment
 from turnout_workers.routing import record as records
 
@@ -47,7 +47,7 @@ def explain(job: str, as_json: bool, strategy: str | None) -> None:
         told["result"] = result.model_dump(mode="json", exclude={"response": CONTENT}) if result else None
         if strategy:
             told["what_if"] = [choice._asdict() for choice in what_if]
-        tell(told)
+        print_json(told)
         return
     console = standard_output()
     console.print(Text.assemble((job, "bold"), f"  {facts.lane} · {facts.label} · {facts.state}"))
@@ -96,7 +96,7 @@ def _decision(console: Console, decision: dict[str, Any]) -> None:
             numbers = [f"{row.score:.4g}" if row.score is not None else "", cost, f"{row.latency_s:.2f} s"]
             numbers += [f"{row.p_late:.0%}", f"{row.wait_s:.1f} s" if row.wait_s else ""]
             numbers += [f"{row.error_rate:.0%}", str(row.in_flight)]
-            add(made, row.id, *numbers, style="bold" if row.id == called else "")
+            add_row(made, row.id, *numbers, style="bold" if row.id == called else "")
         made.padding, made.show_edge = 0, False
         show(console, made, columns=4)
     for reason, text, ids, more in records.excluded(decision):

@@ -14,8 +14,8 @@ from turnout.cli import UNUSABLE
 from turnout.ledger import Facts
 from turnout.printable import printable
 from turnout.result import JobResult
-from turnout_workers.commands.lines import DONE, SOME_FAILED
-from turnout_workers.commands.screen import add, counted, indented, show, standard_output, table, tell
+from turnout_workers.commands.file_options import DONE, SOME_FAILED
+from turnout_workers.commands.screen import add_row, counted, indented, print_json, show, standard_output, table
 from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.state.redis import mark_call
 from turnout_workers.state.store import Mark
@@ -78,11 +78,11 @@ def failed(limit: int, count: bool, as_json: bool, **wanted: str | None) -> None
     listed = itertools.islice(matching, limit)
     if as_json:
         for told in _causes(matching) if count else itertools.starmap(_told, listed):
-            tell(told)
+            print_json(told)
     elif count:
         made = table("error", "provider", "jobs", "the latest", numbers=("jobs",))
         for cause in _causes(matching):
-            add(made, cause["error"], cause["provider"], f"{cause['jobs']:,}", cause["latest"])
+            add_row(made, cause["error"], cause["provider"], f"{cause['jobs']:,}", cause["latest"])
         show(standard_output(), made)
     else:
         console, found = standard_output(), list(listed)

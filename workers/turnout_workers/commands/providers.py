@@ -12,7 +12,7 @@ from typing import Any
 import click
 import redis
 
-from turnout_workers.commands.screen import indented, standard_output, tell
+from turnout_workers.commands.screen import indented, print_json, standard_output
 from turnout_workers.config import Settings, accounts
 from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.providers import CloudProviderBase, Http, build
@@ -46,7 +46,7 @@ def providers(check: bool, as_json: bool) -> None:
     told = _look(here)
     answers = asyncio.run(answers_of(here.settings)) if check else {}
     if as_json:
-        tell({"endpoints": told, **({"checks": answers} if check else {})})
+        print_json({"endpoints": told, **({"checks": answers} if check else {})})
     else:
         console = standard_output()
         for one in told:

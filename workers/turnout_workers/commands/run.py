@@ -32,10 +32,10 @@ from turnout.batch.tally import Tally
 from turnout.cli import STOPPED, UNUSABLE
 from turnout.errors import TurnoutError
 from turnout_workers import local
-from turnout_workers.commands import lines, run_shown
+from turnout_workers.commands import file_options, run_display
+from turnout_workers.commands.dead_end import DeadEnd, DeadEndWatch
 from turnout_workers.commands.dry_run import dry_run
-from turnout_workers.commands.refused import NobodyServes, RefusedKeys
-from turnout_workers.commands.screen import counted, for_programs, show, standard_error
+from turnout_workers.commands.screen import counted, show, standard_error, to_json_line
 from turnout_workers.config import Settings, endpoints
 from turnout_workers.simulator.scenario import DEFAULT
 from turnout_workers.state.fleet_view import FleetView
@@ -69,7 +69,7 @@ class _UnlessStopped(ExponentialWithJitterBackoff):
 @click.option("--config", type=FILE, help="The turnout.toml to use.")
 @click.option("--simulate", is_flag=True, help="Use the simulated fleet, even if there are API keys. No model is run.")
 @click.option("--scenario", type=FILE, help="TOML file of the simulated fleet.")
-@lines.line_options
+@file_options.line_options
 @click.option("--retry-failed", is_flag=True, help="Replay the lines without an answer, and only those.")
 @click.option("--anew", is_flag=True, help="Run every line again, even those that have an answer.")
 @click.option(
@@ -119,8 +119,8 @@ def run(source: str, output: str | None, **options: Any) -> None:
     except (Stopped, KeyboardInterrupt):
         this.say(f"Stopped. What is done is kept; to go on: {same}")
         sys.exit(STOPPED)
-    except NobodyServes as error:
-        trouble, code = f"{error}\nWhat is done is kept. Once that is mended: {same}", lines.REFUSED
+    except DeadEnd as error:
+        trouble, code = f"{error}\nWhat is done is kept. Once that is mended: {same}", file_options.REFUSED
     except TurnoutError as error:
         trouble = str(error)
     except (redis.RedisError, OSError) as error:  # the latter of a full disk under the run's folder, say
@@ -140,7 +140,7 @@ class _Run:
     def say(self, text: str, style: str = "yellow") -> None:
         """Something beside progress and summary: where these are for machines, it is, too."""
         if self.options["as_json"]:
-            self.console.out(for_programs({"message": text}))
+            self.console.out(to_json_line({"message": text}))
         else:
             self.console.print(text, style=style, soft_wrap=True)
 
@@ -161,7 +161,7 @@ class _Run:
         began_at, output, options = time.monotonic(), self.output, self.options
         self.source.check()
         check_places(output, options["errors"], self.source.path)
-        kept = lines.kept(options)
+        kept = file_options.kept(options)
         places = b"\0".join(os.fsencode(Path(place).resolve()) for place in (self.source.path, output))
         folder = Path(".turnout") / hashlib.sha256(places).hexdigest()[:16]
         with writing(folder, "; a run keeps its Redis and its logs there, so begin it in a folder that can be written"):
@@ -198,7 +198,7 @@ class _Run:
         self._sum_up(tally, time.monotonic() - began_at, first)
         if broken:
             raise TurnoutError(broken)
-        return lines.DONE if complete else lines.SOME_FAILED
+        return file_options.DONE if complete else file_options.SOME_FAILED
 
     def _prepare(self, journal: Journal, here: local.Local) -> None:
         """Before any worker of ours: the Redis may still have jobs of the last run, for which it would call."""
@@ -210,12 +210,12 @@ class _Run:
                 with redis_address.connect(here.redis_url) as client:
                     cancel_live(client, here.ledger, journal.batch)
             journal.forget()
-            journal.begin(lines.kept(self.options), self.options["retry_failed"])
+            journal.begin(file_options.kept(self.options), self.options["retry_failed"])
 
     def _feed(self, journal: Journal, here: local.Local) -> None:
-        """Run the lines, and show how far it is. Raises SourceError, Stopped, NobodyServes, StartFailed."""
+        """Run the lines, and show how far it is. Raises SourceError, Stopped, DeadEnd, StartFailed."""
         options, fleet = self.options, endpoints.fleet(here.settings)
-        refused = RefusedKeys(fleet, here.settings)
+        dead_end = DeadEndWatch(fleet, here.settings)
 
         def stopping() -> bool:
             for said in here.tend():
@@ -227,7 +227,12 @@ class _Run:
         feeder = Feeder(
             client,
             here.ledger,
-            Reading(self.source, journal, lines.defaults(options), lambda request: lines.refusal(request, fleet)),
+            Reading(
+                self.source,
+                journal,
+                file_options.defaults(options),
+                lambda request: file_options.refusal(request, fleet),
+            ),
             stopping,
             dedupe=options["dedupe"],
             max_cost_microusd=options["max_cost_microusd"],
@@ -238,7 +243,7 @@ class _Run:
         def look(tally: Tally) -> None:
             view.look()
             shown.update(tally, view.troubles)
-            refused.look(view.disabled, feeder.waiting(), answered=bool(tally.providers))
+            dead_end.look(view.disabled, feeder.waiting(), answered=bool(tally.providers))
 
         try:
             with shown:
@@ -251,26 +256,26 @@ class _Run:
                 self.say(f"{told}: turnout batch cancel {journal.batch}")
             raise
 
-    def _progress(self, settings: Settings) -> run_shown.Progress:
+    def _progress(self, settings: Settings) -> run_display.Progress:
         """What is to show the run; people are told first which providers there are."""
         ceiling, providers = self.options["max_cost_microusd"], [*settings.file.providers]
         title = Path(self.source.path).name
         if self.options["as_json"]:
-            return run_shown.Json(self.console, title, None, ceiling, providers)
+            return run_display.Json(self.console, title, None, ceiling, providers)
         if settings.simulated:
             self.console.print(SIMULATED.format(", ".join(settings.simulated)), style="yellow")
         self.console.print(f"Providers: {', '.join(providers)}")
-        kind = run_shown.Bar if self.console.is_terminal else run_shown.Lines
+        kind = run_display.Bar if self.console.is_terminal else run_display.Lines
         return kind(self.console, title, self.source.count(), ceiling, providers)
 
     def _sum_up(self, tally: Tally, took_s: float, unanswered: bytes | None) -> None:
         """unanswered: the first line without an answer."""
         if self.options["as_json"]:
-            self.console.out(for_programs(run_shown.summary(tally)))
+            self.console.out(to_json_line(run_display.summary(tally)))
             return
         if tally.providers:
-            show(self.console, run_shown.table(tally))
-        self.console.print(run_shown.closing_line(tally, took_s, self.options["max_cost_microusd"]))
+            show(self.console, run_display.table(tally))
+        self.console.print(run_display.closing_line(tally, took_s, self.options["max_cost_microusd"]))
         if self.output != "-":
             errors = self.options["errors"]
             apart = f", those without an answer in {errors}" if errors not in (None, "-") else ""

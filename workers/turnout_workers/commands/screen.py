@@ -90,7 +90,7 @@ def table(*columns: str, numbers: Collection[str] = (), whole: Collection[str] =
     return made
 
 
-def add(made: Table, *cells: str, style: str = "") -> None:
+def add_row(made: Table, *cells: str, style: str = "") -> None:
     made.add_row(*map(Text, cells), style=style)
 
 
@@ -110,7 +110,7 @@ def indented(text: str, columns: int, style: str = "") -> Padding:
     return Padding.indent(Text(text, style), columns)
 
 
-def harmless(text: str) -> str:
+def safe_for_terminal(text: str) -> str:
     """A text of others for standard output: as it is, but on a terminal without what would command that."""
     if not sys.stdout.isatty():
         return text
@@ -146,11 +146,11 @@ def span(seconds: float) -> str:
     return f"{whole} s"
 
 
-def tell(told: Mapping[str, Any]) -> None:
-    click.echo(for_programs(told))
+def print_json(told: Mapping[str, Any]) -> None:
+    click.echo(to_json_line(told))
 
 
-def for_programs(told: Mapping[str, Any]) -> str:
+def to_json_line(told: Mapping[str, Any]) -> str:
     """A line of JSON, with times in seconds and money in dollars, in whatever units they are kept."""
     return json.dumps(_in_usd(told))
 

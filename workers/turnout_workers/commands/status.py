@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from turnout.redis_trouble import trouble
-from turnout_workers.commands.screen import add, counted, seconds, show, standard_output, table, tell, usd
+from turnout_workers.commands.screen import add_row, counted, print_json, seconds, show, standard_output, table, usd
 from turnout_workers.deployment import deployment
 from turnout_workers.monitoring.overview import overview
 from turnout_workers.state.fleet_view import WELL
@@ -35,7 +35,7 @@ def status(once: bool, as_json: bool) -> None:
     """Show lanes, workers, providers, pace and spend. On a terminal it updates twice a second until Ctrl-C."""
     here, console = deployment(), standard_output()
     if as_json:
-        tell(overview(here))
+        print_json(overview(here))
         return
     if once or not (console.is_interactive and console.file.isatty()):  # FORCE_COLOR makes a terminal of any file
         show(console, *_drawn(overview(here), ""))
@@ -81,7 +81,7 @@ def _drawn(told: dict[str, Any], pace: str) -> list[Table | Text]:
     lanes = table("lane", "queued", "oldest", numbers=("queued", "oldest"))
     for lane, numbers in told["lanes"].items():
         oldest = f"{numbers['oldest_s']:,.0f} s" if numbers["queued"] else ""
-        add(lanes, lane, f"{numbers['queued']:,}", oldest)
+        add_row(lanes, lane, f"{numbers['queued']:,}", oldest)
     counts = [f"{told['held']:,} at work", f"{told['parked']:,} parked"]
     counts += [f"{count:,} {name}" for name, count in told["counts"].items()]
     money = [f"{usd(amount)} {name}" for name, amount in told["money_usd"].items() if amount or name == "spent"]
@@ -91,7 +91,7 @@ def _drawn(told: dict[str, Any], pace: str) -> list[Table | Text]:
         in_flight = f"{one['in_flight']}" + (f"/{one['slots']}" if one["slots"] else "")
         room, errors = f"{one['free']:.0%}", f"{one['error_rate']:.0%}"
         numbers = (in_flight, room, seconds(one["p99_s"]), errors, usd(one["spent_usd"]))
-        add(fleet, one["endpoint"], health, *numbers, style="" if one["health"] == WELL else "yellow")
+        add_row(fleet, one["endpoint"], health, *numbers, style="" if one["health"] == WELL else "yellow")
     lines = [_workers(told) + pace, " · ".join(counts), " · ".join(money)]
     return [lanes, *map(Text, lines), fleet, *map(Text, _notes(told["endpoints"]))]
 

@@ -17,8 +17,8 @@ from turnout.errors import JobError
 from turnout.printable import printable
 from turnout.request import InferenceResponse
 from turnout.validation import explain
-from turnout_workers.commands.lines import DONE, LANE, SOME_FAILED
-from turnout_workers.commands.screen import harmless, naming, tell
+from turnout_workers.commands.file_options import DONE, LANE, SOME_FAILED
+from turnout_workers.commands.screen import naming, print_json, safe_for_terminal
 from turnout_workers.deployment import deployment
 
 
@@ -66,7 +66,7 @@ def result(job: str, as_json: bool) -> None:
             click.echo(printable(f"job {job} has not ended, and is {asked.status()}"), err=True)
             sys.exit(STOPPED)
     if as_json:
-        tell({"id": found.id, **told(found)})
+        print_json({"id": found.id, **told(found)})
         sys.exit(DONE if found.succeeded else SOME_FAILED)
     _print(found.answer)
 
@@ -91,4 +91,4 @@ def _print(answer: Callable[[], InferenceResponse]) -> None:
     except JobError as error:
         click.echo(printable(f"Error: {error}"), err=True)
         sys.exit(SOME_FAILED)
-    click.echo(harmless(text))
+    click.echo(safe_for_terminal(text))

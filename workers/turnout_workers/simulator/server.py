@@ -21,9 +21,9 @@ from pydantic import ValidationError
 from yarl import URL
 
 from turnout_workers.providers.connector import JOB_HEADER
-from turnout_workers.simulator.exchange import Exchange
 from turnout_workers.simulator.oracle import Books, Job
 from turnout_workers.simulator.scenario import Fault, Scenario
+from turnout_workers.simulator.simulated_call import SimulatedCall
 
 
 class Simulator:
@@ -86,8 +86,8 @@ class Simulator:
         version, _, rest = path.partition("/")
         marker = request.headers.get(JOB_HEADER)
         job = self.jobs[marker] if marker else Job()
-        exchange = Exchange(self.scenario, books, job, request, f"{next(self._ids):08x}")
-        return await exchange.serve(rest if version in ("v1", "v1beta") else path)
+        call = SimulatedCall(self.scenario, books, job, request, f"{next(self._ids):08x}")
+        return await call.serve(rest if version in ("v1", "v1beta") else path)
 
     async def _control(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
         if request.method == "GET" and path == "stats":

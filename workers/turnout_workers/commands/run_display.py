@@ -19,7 +19,7 @@ from rich.text import Text
 from turnout.batch.tally import ProviderTally, Tally
 from turnout.result import dollars
 from turnout_workers.commands import screen
-from turnout_workers.commands.screen import counted, for_programs, span, steady_usd
+from turnout_workers.commands.screen import counted, span, steady_usd, to_json_line
 
 PROVIDER_COUNTS = ("jobs", "failures", "failovers_in", "failovers_out", "input_tokens", "output_tokens", "simulated")
 
@@ -115,7 +115,7 @@ class Json(Progress):
     every_s = 1.0
 
     def _show(self, tally: Tally, states: dict[str, str]) -> None:
-        self._console.out(for_programs({**summary(tally), "providers_down": states}))
+        self._console.out(to_json_line({**summary(tally), "providers_down": states}))
 
 
 def summary(tally: Tally) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def table(tally: Tally) -> Table:
     for name, one in sorted(tally.providers.items(), key=lambda pair: -pair[1].jobs):
         counts = (one.jobs, one.failures, one.failovers_in, one.failovers_out, one.input_tokens + one.output_tokens)
         took = (screen.seconds(one.latency(share), "–") for share in (0.5, 0.99))
-        screen.add(made, name, *(f"{count:,}" for count in counts), steady_usd(one.cost_microusd), *took)
+        screen.add_row(made, name, *(f"{count:,}" for count in counts), steady_usd(one.cost_microusd), *took)
     return made
 
 

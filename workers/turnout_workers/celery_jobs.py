@@ -32,7 +32,7 @@ REVOKED_WITHIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Foreign:
+class CeleryJobs:
     ledger: Ledger
     send: Coalescer
     in_force: InForce

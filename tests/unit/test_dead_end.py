@@ -6,7 +6,7 @@ import pytest
 
 from turnout import InferenceRequest
 from turnout_workers import config
-from turnout_workers.commands.refused import LEAST_S, NobodyServes, RefusedKeys
+from turnout_workers.commands.dead_end import LEAST_S, DeadEnd, DeadEndWatch
 from turnout_workers.config import endpoints
 
 TOML = """
@@ -28,17 +28,17 @@ GROQ = {id: why for id, why in ALL.items() if id.startswith("groq")}
 class Run:
     def __init__(self) -> None:
         self.now = 100.0
-        self.refused = RefusedKeys(endpoints.fleet(SETTINGS), SETTINGS, lambda: self.now)
+        self.dead_end = DeadEndWatch(endpoints.fleet(SETTINGS), SETTINGS, lambda: self.now)
 
     def stops(
         self, disabled: dict[str, str], *waiting: InferenceRequest, after_s: float, answered: bool = False
     ) -> bool:
         """Whether it does if nothing changes for so long."""
-        self.refused.look(disabled, waiting, answered)
+        self.dead_end.look(disabled, waiting, answered)
         self.now += after_s
         try:
-            self.refused.look(disabled, waiting, answered)
-        except NobodyServes as error:
+            self.dead_end.look(disabled, waiting, answered)
+        except DeadEnd as error:
             self.told = str(error)
             return True
         return False

@@ -27,7 +27,7 @@ _GARBAGE = b"<html><body><h1>It works!</h1></body></html>"
 _UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
 
 
-class Exchange:
+class SimulatedCall:
     """One request to one provider."""
 
     def __init__(self, scenario: Scenario, books: Books, job: Job, request: web.BaseRequest, request_id: str) -> None:

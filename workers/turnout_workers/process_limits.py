@@ -15,7 +15,7 @@ BESIDES = 100
 PR_SET_DUMPABLE = 4  # prctl(2)
 
 
-def open_as_many_as_allowed(calls: int) -> int:
+def raise_open_file_limit(calls: int) -> int:
     """Raise the soft limit of open files, often 1,024, to the hard one. Gives for how many calls, at most so many, that
     leaves room; says so where it is for fewer."""
     limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -9,11 +9,11 @@ import pytest
 import redis
 
 from turnout.ledger import Enqueued, Intake, Ledger
-from turnout_workers import foreign
+from turnout_workers import celery_jobs
 
 
 async def test_a_request_that_came_while_redis_is_away_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foreign, "AGAIN_S", 0)
+    monkeypatch.setattr(celery_jobs, "AGAIN_S", 0)
     replies: list[Any] = [redis.ConnectionError("away"), redis.TimeoutError("slow"), Enqueued(Intake.QUEUED, "queued")]
     replies += [redis.ConnectionError("away"), Enqueued(Intake.DUPLICATE, "queued"), None]
 
@@ -33,18 +33,18 @@ async def test_a_request_that_came_while_redis_is_away_is_not_lost(monkeypatch: 
     nothing: Any = None
     call: Any = Away()
     in_force: Any = SimpleNamespace(file=SimpleNamespace(retention=SimpleNamespace(results_s=10)))
-    taken = foreign.Foreign(Ledger(), call, nothing)
+    taken = celery_jobs.CeleryJobs(Ledger(), call, nothing)
     assert await taken.accept("a", [["Why?"], {}, {}], None) is None
     assert not replies
     replies += [redis.ConnectionError("away"), nothing]
-    refused = await foreign.Foreign(Ledger(), call, in_force).accept("a", [[], {"prompt": 1}, None], None)
+    refused = await celery_jobs.CeleryJobs(Ledger(), call, in_force).accept("a", [[], {"prompt": 1}, None], None)
     assert refused is not None, "and what becomes of one that is no request is told when Redis is back"
     assert not replies
 
 
 def test_a_constraint_beside_a_request_takes_none_of_its_own_away() -> None:
     private = {"request": {"prompt": "Why?", "constraints": {"no_training": True}}, "constraints": {"deadline_s": 60}}
-    assert foreign._request_of([], private)["constraints"] == {"no_training": True, "deadline_s": 60}
+    assert celery_jobs._request_of([], private)["constraints"] == {"no_training": True, "deadline_s": 60}
 
 
 async def test_who_sent_what_nobody_foresaw_is_told_and_does_not_wait_for_nothing() -> None:
@@ -56,7 +56,7 @@ async def test_who_sent_what_nobody_foresaw_is_told_and_does_not_wait_for_nothin
 
     send: Any = Kept()
     in_force: Any = SimpleNamespace(file=SimpleNamespace(retention=SimpleNamespace(results_s=10)))
-    accepting = foreign.Foreign(Ledger(), send, in_force).accept
+    accepting = celery_jobs.CeleryJobs(Ledger(), send, in_force).accept
     refused = await accepting("a", [["Why?"], {}, {"chain": [{"args": [object()]}]}], None)
     assert refused is not None
     assert refused.error is not None

@@ -7,9 +7,9 @@ import sys
 
 SCRIPT = """
 import resource
-from turnout_workers.own_process import open_as_many_as_allowed
+from turnout_workers.process_limits import raise_open_file_limit
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 256))
-told = [open_as_many_as_allowed(calls) for calls in (100, 157)]
+told = [raise_open_file_limit(calls) for calls in (100, 157)]
 print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], *told)
 """
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 
 from turnout.errors import TurnoutError
 from turnout.request import InferenceRequest
-from turnout_workers.commands.lines import refusal
+from turnout_workers.commands.file_options import refusal
 from turnout_workers.config import Settings
 from turnout_workers.config.credentials import places
 from turnout_workers.routing.fleet import Fleet
@@ -20,11 +20,11 @@ LEAST_S = 10.0
 """How long a run waits at least: a worker's first health check, which may find a better key good, takes up to 8 s."""
 
 
-class NobodyServes(TurnoutError):
+class DeadEnd(TurnoutError):
     """All that could serve what is left of a run refuses us."""
 
 
-class RefusedKeys:
+class DeadEndWatch:
     """Looks on while a run goes on."""
 
     def __init__(self, fleet: Fleet, settings: Settings, now: Callable[[], float] = time.monotonic) -> None:
@@ -33,7 +33,7 @@ class RefusedKeys:
         self._since = now()
 
     def look(self, disabled: Mapping[str, str], waiting: Iterable[InferenceRequest], answered: bool) -> None:
-        """Raises NobodyServes if it can't go on.
+        """Raises DeadEnd if it can't go on.
 
         disabled: by endpoint id, why; without those that still have calls. waiting: what is in the queue.
         """
@@ -47,7 +47,7 @@ class RefusedKeys:
         rest = Fleet(endpoint for endpoint in self._fleet.endpoints if endpoint.id not in disabled)
         unservable = (refusal(request, rest) is not None for request in waiting)
         if next(unservable, False) and all(unservable):
-            raise NobodyServes(self._told(disabled))
+            raise DeadEnd(self._told(disabled))
 
     def _told(self, disabled: Mapping[str, str]) -> str:
         lines = {"nothing is left that can serve the remaining lines:": None}
