@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from turnout.messages import ImagePart, Message, ResponseFormat, Tool, ToolCall
-from turnout.value import Name, Several, Told, Value, compact_json, known
+from turnout.value import Name, Several, Tolerant, Value, compact_json, without_unknown_fields
 
 CONTRACT_VERSION = 1
 """Major version of messages and records. A worker leaves a job of an unknown major untouched."""
@@ -296,7 +296,7 @@ class FinishReason(StrEnum):
         return cls.OTHER if isinstance(value, str) else None
 
 
-class Usage(Told):
+class Usage(Tolerant):
     """Tokens of one call. `input_tokens` includes the cached ones, `output_tokens` the reasoning ones."""
 
     input_tokens: int = Field(default=0, ge=0)
@@ -317,12 +317,12 @@ class Usage(Told):
         return self.input_tokens + self.output_tokens
 
 
-class InferenceResponse(Told):
+class InferenceResponse(Tolerant):
     """What one successful call gave."""
 
     text: str = Field(default="", repr=False)
-    tool_calls: tuple[Annotated[ToolCall, BeforeValidator(partial(known, model=ToolCall))], ...] = Field(
-        default=(), repr=False
+    tool_calls: tuple[Annotated[ToolCall, BeforeValidator(partial(without_unknown_fields, model=ToolCall))], ...] = (
+        Field(default=(), repr=False)
     )
     refusal: str | None = Field(default=None, repr=False)
     reasoning_content: str | None = Field(default=None, repr=False)

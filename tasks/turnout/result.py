@@ -11,7 +11,7 @@ from pydantic import Field
 
 from turnout.errors import Cancelled, Expired, Failed, JobError
 from turnout.request import MICROUSD_PER_USD, InferenceResponse
-from turnout.value import Told
+from turnout.value import Tolerant
 
 
 class JobStatus(StrEnum):
@@ -30,7 +30,7 @@ _ERRORS: dict[JobStatus, type[JobError]] = {
 }
 
 
-class Problem(Told):
+class Problem(Tolerant):
     """Why a job, or a line of a batch, has no answer. Never holds a prompt or a key."""
 
     code: str
@@ -41,7 +41,7 @@ class Problem(Told):
     """The same job may succeed when it is run again later."""
 
 
-class Attempt(Told):
+class Attempt(Tolerant):
     """One call to one endpoint."""
 
     endpoint: str
@@ -66,7 +66,7 @@ class Attempt(Told):
         return self.failure is None
 
 
-class JobResult(Told):
+class JobResult(Tolerant):
     """A settled job. Exactly the succeeded ones have a `response`, and exactly the others an `error`."""
 
     id: str

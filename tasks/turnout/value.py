@@ -1,6 +1,6 @@
-"""What all values of the contract are: validated once at the edge, frozen, and shared freely afterwards.
+"""The base of all values in the contract: validated once at the edge, then frozen and freely shared.
 
-Unknown fields are refused, so that a misspelt constraint is an error and never a constraint silently ignored.
+Unknown fields are refused, so that a misspelt constraint is an error rather than silently ignored.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field
 T = TypeVar("T")
 
 compact_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-"""As values are stored. `json.dumps` would make such an encoder for each."""
+"""How values are stored. `json.dumps` would build such an encoder for each call."""
 
-# Without control and formatting characters, which terminals and pages would obey.
+# No control or formatting characters, which terminals and pages would obey.
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s\p{C}]+$")]
 
 Several = Annotated[tuple[T, ...], Field(fail_fast=True)]
-"""The first that is wrong is the only one that is told: a million of them would be a gigabyte of errors."""
+"""Only the first invalid item is reported, because a million of them would be a gigabyte of errors."""
 
 
 class Value(BaseModel):
@@ -31,15 +31,18 @@ class Value(BaseModel):
     )
 
 
-class Told(Value):
-    """A value that another release may have written, and that is only read: what is unknown of it is left out."""
+class Tolerant(Value):
+    """A value written by another release: unknown fields are ignored, not refused."""
 
     model_config = ConfigDict(extra="ignore")
 
 
-def known(told: Any, model: type[BaseModel]) -> Any:
-    """What another release has told of a value that is no `Told`, for it may be asked, too: the fields that it has."""
-    if not (isinstance(told, Mapping) and isinstance(model, type) and issubclass(model, BaseModel)):
-        return told
-    fields = model.model_fields.items()
-    return {name: known(told[name], cast("Any", field.annotation)) for name, field in fields if name in told}
+def without_unknown_fields(value: Any, model: type[BaseModel]) -> Any:
+    """The same for a nested model that is strict because it is also part of a request."""
+    if not (isinstance(value, Mapping) and isinstance(model, type) and issubclass(model, BaseModel)):
+        return value
+    return {
+        name: without_unknown_fields(value[name], cast("Any", field.annotation))
+        for name, field in model.model_fields.items()
+        if name in value
+    }

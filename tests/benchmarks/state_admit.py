@@ -47,7 +47,7 @@ async def job(store: RedisFleetStore, name: str, candidates: int) -> None:
 
 
 async def measure(client: redis.asyncio.Redis, at_once: int, candidates: int) -> dict[str, float]:
-    store = RedisFleetStore(Coalescer(client, exchange=exchange), Keys("bench"))
+    store = RedisFleetStore(Coalescer(client, send_commands=exchange), Keys("bench"))
     await client.flushall()
     await client.config_resetstat()
     await job(store, "first", candidates)
@@ -77,7 +77,7 @@ async def measure(client: redis.asyncio.Redis, at_once: int, candidates: int) ->
 
 async def look(client: redis.asyncio.Redis, endpoints: int) -> None:
     """What a worker's look at the fleet costs, which all of them take."""
-    store = RedisFleetStore(Coalescer(client, exchange=exchange), Keys("bench"))
+    store = RedisFleetStore(Coalescer(client, send_commands=exchange), Keys("bench"))
     await client.flushall()
     for bid in bids(endpoints):
         await store.admit(Ask(bid.endpoint_id, (bid,), 30.0))

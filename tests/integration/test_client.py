@@ -33,7 +33,7 @@ from turnout.client import link, nonblocking
 from turnout.client.blocking import _each
 from turnout.client.link import LoopLink, ThreadLink
 from turnout.client.submission import Options, job_id, new_job
-from turnout.ledger import Call, Keys, Ledger, run
+from turnout.ledger import Keys, Ledger, Operation, run
 from turnout.ledger.sending import MAX_BATCH
 from turnout.messages import ResponseFormat
 from turnout.request import InferenceResponse
@@ -403,7 +403,9 @@ def test_a_redis_that_goes_away_at_any_moment_of_a_wait_is_waited_for(
         reach = (waiting._core if isinstance(waiting, Job) else waiting)._client._link
         ask, asked = reach.ask, count(1)
 
-        async def fragile(*calls: Call[Any], ask: Any = ask, asked: Iterator[int] = asked, lost: int = lost) -> Any:
+        async def fragile(
+            *calls: Operation[Any], ask: Any = ask, asked: Iterator[int] = asked, lost: int = lost
+        ) -> Any:
             if next(asked) == lost:
                 raise redis.ConnectionError("away for a moment")
             return await ask(*calls)
@@ -520,7 +522,7 @@ def test_what_was_said_while_nobody_could_hear_it_is_asked_for_as_soon_as_one_li
         reading = thread.submit(read, kind(own_server.url).job(job.id))
         while not admin.pubsub_channels(Keys().inbox("*")) or not admin.hget(Keys().job(job.id), "watchers"):
             time.sleep(0.02)
-        cut: Call[Any] = Call(("CLIENT", "KILL", "TYPE", "pubsub"), int)
+        cut: Operation[Any] = Operation(("CLIENT", "KILL", "TYPE", "pubsub"), int)
         run(admin, [cut, ledger.cancel(job.id, None)])
         assert type(reading.exception(60)) is Cancelled
 

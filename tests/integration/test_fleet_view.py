@@ -9,7 +9,7 @@ from turnout.ledger import Keys, Ledger, run
 from turnout_workers.monitoring.overview import endpoints
 from turnout_workers.routing.fleet import Endpoint, Fleet, Health, Load, Observed
 from turnout_workers.state import fleet_view
-from turnout_workers.state.redis import mark_call
+from turnout_workers.state.redis import mark_operation
 
 ONE = Endpoint("groq", "llama", "llama-3.3")
 
@@ -20,7 +20,7 @@ def test_a_refused_key_counts_while_a_worker_is_there_to_find_it_mended(
     monkeypatch.setattr(fleet_view, "EVERY_S", 0.0)
     ledger = Ledger(Keys())
     view = fleet_view.FleetView(flushed, ledger, Fleet([ONE]))
-    run(flushed, [mark_call(ledger.keys, "disabled", [ONE.id], "unauthorized: no")])
+    run(flushed, [mark_operation(ledger.keys, "disabled", [ONE.id], "unauthorized: no")])
     view.look()
     assert view.troubles == {"groq": "disabled: unauthorized: no", "workers": fleet_view.NO_WORKER}
     assert not view.disabled

@@ -16,7 +16,7 @@ from tests.chaos.stand import LEASE_S, Stand, standing
 from turnout.ledger import NewJob, run
 from turnout.request import InferenceRequest, RoutingConstraints
 from turnout_workers.routing.health import CONSECUTIVE_FAILURES, EJECTION_S, JITTER
-from turnout_workers.state.redis import mark_call, state_call
+from turnout_workers.state.redis import mark_operation, state_operation
 
 WORKERS = 3
 MODEL = 'models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }'
@@ -58,11 +58,14 @@ def test_a_refusal_that_the_snapshot_did_not_foresee_parks_no_job(dying: Stand) 
     wish = RoutingConstraints(only=("good", "other"))
     for job_id in ids:
         new = NewJob.of(job_id, InferenceRequest(prompt="Question?", constraints=wish))
-        marks = [mark_call(dying.ledger.keys, "restored", [away]), mark_call(dying.ledger.keys, "isolated", [there])]
+        marks = [
+            mark_operation(dying.ledger.keys, "restored", [away]),
+            mark_operation(dying.ledger.keys, "isolated", [there]),
+        ]
         run(dying.client, [*marks, dying.ledger.enqueue(new)])
         away, there = there, away
         dying.until(lambda id=job_id: dying.outcomes([id]) == {"succeeded": 1}, 30)
-    run(dying.client, [mark_call(dying.ledger.keys, "restored", [away, there])])
+    run(dying.client, [mark_operation(dying.ledger.keys, "restored", [away, there])])
     results = [result for result in dying.results(ids) if result]
     assert [result.deferrals for result in results] == [0] * len(ids)
 
@@ -99,7 +102,7 @@ def test_with_all_providers_down_jobs_wait_and_one_probe_at_a_time_looks_for_the
         slots = WORKERS * 5
 
         def known(name: str) -> list[float]:
-            _, endpoints = run(stand.client, [state_call(stand.ledger.keys)])[0]
+            _, endpoints = run(stand.client, [state_operation(stand.ledger.keys)])[0]
             found = [endpoints.get(f"{provider}/llama-3.3-70b") for provider in providers]
             return [getattr(endpoint.health, name) if endpoint else 0.0 for endpoint in found]
 
@@ -213,7 +216,7 @@ def test_all_that_wait_in_line_for_a_provider_that_is_taken_out_of_the_configura
 ) -> None:
     ids = [str(number) for number in range(40)]
     with standing(tmp_path, fleet("one", "other"), concurrency=5) as stand:
-        run(stand.client, [mark_call(stand.ledger.keys, "isolated", ["one/llama-3.3-70b"])])
+        run(stand.client, [mark_operation(stand.ledger.keys, "isolated", ["one/llama-3.3-70b"])])
         worker = stand.start_worker()
         stand.submit(ids, constraints=RoutingConstraints(only=("one",)))
         stand.until(lambda: stand.outcomes(ids) == {"delayed": len(ids)}, 30)

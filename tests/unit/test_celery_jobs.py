@@ -18,17 +18,17 @@ async def test_a_request_that_came_while_redis_is_away_is_not_lost(monkeypatch: 
     replies += [redis.ConnectionError("away"), Enqueued(Intake.DUPLICATE, "queued"), None]
 
     class Away:
-        async def whole(self, _: object) -> Any:
+        async def uninterrupted(self, _: object) -> Any:
             reply = replies.pop(0)
             if isinstance(reply, Exception):
                 raise reply
             return reply
 
         async def all(self, *_: object) -> None:
-            await self.whole(_)
+            await self.uninterrupted(_)
 
         async def __call__(self, call: Any) -> Any:
-            return call.read(await self.whole(call))
+            return call.read(await self.uninterrupted(call))
 
     nothing: Any = None
     call: Any = Away()

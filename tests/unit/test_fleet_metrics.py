@@ -29,7 +29,7 @@ async def test_a_scrape_does_not_wait_for_a_redis_that_is_silent(monkeypatch: py
     assert fleet_metrics.WAIT_S <= 5
     monkeypatch.setattr(fleet_metrics, "WAIT_S", 0.01)
     poller = SnapshotPoller(MemoryFleetStore(time.monotonic), Fleet(()))
-    collector = FleetCollector(poller, Coalescer(redis.asyncio.Redis(), exchange=silence), Keys(), lambda: ())
+    collector = FleetCollector(poller, Coalescer(redis.asyncio.Redis(), send_commands=silence), Keys(), lambda: ())
     async with asyncio.timeout(60):
         await collector.refresh()
     assert not list(collector.collect()), "a view that may be old would outweigh those of workers that reach Redis"

@@ -16,7 +16,7 @@ import redis
 import redis.asyncio
 from tests.receiver import receiving
 
-from turnout.ledger import Call, Claimed, Coalescer, Hook, Keyring, Ledger, NewJob, Telling, run
+from turnout.ledger import Claimed, Coalescer, Hook, Keyring, Ledger, NewJob, Operation, Telling, run
 from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import JobResult, JobStatus, Problem
 from turnout.webhook import BadSignature, signed, verified
@@ -213,7 +213,7 @@ async def test_a_worker_without_the_key_takes_no_telling_from_those_who_have_it(
     looks, often = itertools.count(1), asyncio.Event()
 
     class Lacking(Ledger):
-        def due_hooks(self, limit: int) -> Call[list[Telling]]:
+        def due_hooks(self, limit: int) -> Operation[list[Telling]]:
             if next(looks) == 5:
                 often.set()
             return super().due_hooks(limit)

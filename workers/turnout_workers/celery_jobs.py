@@ -14,7 +14,7 @@ import redis
 from kombu.utils.json import dumps
 from pydantic import ValidationError
 
-from turnout.ledger import Call, Coalescer, Enqueued, Intake, Ledger, NewJob, write_result
+from turnout.ledger import Coalescer, Enqueued, Intake, Ledger, NewJob, Operation, write_result
 from turnout.ledger.operations import nothing
 from turnout.redis_trouble import said, takes_no_writes
 from turnout.request import InferenceRequest, Lane, joined
@@ -50,7 +50,7 @@ class CeleryJobs:
             try:
                 if isinstance(asked, str):
                     return await self._ended(job_id, JobStatus.FAILED, "invalid_request", asked)
-                accepted = await self.send.whole(asked)
+                accepted = await self.send.uninterrupted(asked)
                 if (outcome := accepted.outcome) in (Intake.QUEUED, Intake.DUPLICATE):
                     if accepted.state == "queued" and await self._was_revoked(job_id):
                         await self._cancel([job_id])
@@ -67,7 +67,7 @@ class CeleryJobs:
                 logger.warning("a request waits for Redis: %s", said(error), extra={"job": job_id})
                 await asyncio.sleep(AGAIN_S)
 
-    def _read(self, job_id: str, body: Any, lane: Lane | None) -> Call[Enqueued] | str:
+    def _read(self, job_id: str, body: Any, lane: Lane | None) -> Operation[Enqueued] | str:
         """How the job that is asked for is accepted, or why there can be none."""
         if not job_id.isprintable() or len(job_id) > MAX_ID_CHARS:
             return f"task_id: must be one line of at most {MAX_ID_CHARS} characters, none of them a control character"
@@ -120,7 +120,7 @@ class CeleryJobs:
     async def _was_revoked(self, job_id: str) -> bool:
         """Whether it was revoked while its message alone had it, perhaps before this worker began: whoever heard of it
         has written Celery's record. That is looked at once the ledger has the job, where a later one finds it."""
-        record = await self.send(Call(("GET", self.ledger.keys.result(job_id)), lambda reply: reply or b""))
+        record = await self.send(Operation(("GET", self.ledger.keys.result(job_id)), lambda reply: reply or b""))
         return re.search(rb'"status": ?"REVOKED"', record) is not None
 
     def stored(self, result: JobResult) -> Any:
@@ -131,7 +131,9 @@ class CeleryJobs:
         result = JobResult.unanswered(job_id, status, code, message)
         key, record = self.ledger.keys.result(job_id), celery_record(result, write_result(result, self.ledger.keyring))
         kept_s = int(self.in_force.file.retention.results_s)
-        await self.send.all(Call(("SET", key, record, "EX", kept_s), nothing), Call(("PUBLISH", key, record), nothing))
+        await self.send.all(
+            Operation(("SET", key, record, "EX", kept_s), nothing), Operation(("PUBLISH", key, record), nothing)
+        )
         return result
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import redis
 
 from turnout.errors import TurnoutError
-from turnout.ledger import Call, Keyring, Keys, Ledger, run
+from turnout.ledger import Keyring, Keys, Ledger, Operation, run
 from turnout.redis_address import connect
 from turnout_workers.config import Settings, configured, fleet
 from turnout_workers.routing.fleet import Fleet
@@ -27,7 +27,7 @@ class Deployment:
         """Raises ConfigError if no provider is configured, which commands that deal with jobs alone can do without."""
         return fleet(self.settings)
 
-    def ask(self, *calls: Call[Any]) -> list[Any]:
+    def ask(self, *calls: Operation[Any]) -> list[Any]:
         """Send calls in one round trip."""
         return run(self.client, calls)
 

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from turnout.ledger import Coalescer, Keyring, Keys, Ledger, TakenEnd
 from turnout.redis_address import connect_async
-from turnout.uncut import uncut
+from turnout.uninterrupted import uninterrupted
 from turnout_workers.attempts.attempt import Attempts
 from turnout_workers.attempts.ceilings import ConfiguredCeilings
 from turnout_workers.attempts.parking import Parking
@@ -231,7 +231,7 @@ class Worker:
 
     async def ended(self, job_id: str) -> TakenEnd | None:
         """How a job has ended, if it has."""
-        return await self._parts.send.whole(self._parts.ledger.take_end(job_id))
+        return await self._parts.send.uninterrupted(self._parts.ledger.take_end(job_id))
 
     def on_loop(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Do this for Celery's thread, which alone calls it."""
@@ -244,4 +244,4 @@ async def _close(connectors: Iterable[CloudProviderBase], after_s: float = 0.0) 
         await asyncio.sleep(after_s)
     finally:
         closing = (connector.aclose() for connector in connectors)
-        await uncut(asyncio.gather(*closing, return_exceptions=True))
+        await uninterrupted(asyncio.gather(*closing, return_exceptions=True))

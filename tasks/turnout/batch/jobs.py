@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import redis
 
 from turnout.errors import Unreadable
-from turnout.ledger import Call, Ledger, run
+from turnout.ledger import Ledger, Operation, run
 from turnout.ledger.operations import texts
 from turnout.result import JobResult, JobStatus
 
@@ -35,13 +35,13 @@ def short(job_id: str) -> int:
     return int(job_id[:15], 16)
 
 
-def of_each(client: redis.Redis, what: Callable[[str], Call[T]], ids: Iterable[str]) -> dict[str, T]:
+def of_each(client: redis.Redis, what: Callable[[str], Operation[T]], ids: Iterable[str]) -> dict[str, T]:
     """The reply of each job to the same call, in one round trip."""
     ids = list(dict.fromkeys(ids))
     return dict(zip(ids, run(client, [what(id) for id in ids]), strict=True))
 
 
-def whatever_it_is(ledger: Ledger, id: str) -> Call[JobResult | None]:
+def whatever_it_is(ledger: Ledger, id: str) -> Operation[JobResult | None]:
     """Asks for a result; of one that can't be read, says why: that is the end of its line, and of no other."""
     call = ledger.result(id)
 

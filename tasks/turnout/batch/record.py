@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from turnout.errors import TurnoutError
-from turnout.ledger import Call, Keys
+from turnout.ledger import Keys, Operation
 from turnout.printable import printable
 from turnout.result import JobStatus
 from turnout.validation import explain
@@ -83,7 +83,7 @@ class Record(Value, extra="ignore"):
         return self.settled.get(JobStatus.SUCCEEDED, 0) + self.shared == self.lines
 
 
-def read_record(keys: Keys, id: str) -> Call[Record | None]:
+def read_record(keys: Keys, id: str) -> Operation[Record | None]:
     """None: there is no such batch. Raises TurnoutError for one that can't be read."""
 
     def decode(reply: Mapping[bytes, bytes]) -> Record | None:
@@ -95,10 +95,10 @@ def read_record(keys: Keys, id: str) -> Call[Record | None]:
             what = f"batch {printable(id)} was changed in Redis, or is of another release"
             raise TurnoutError(f"{what}: {explain(error)}") from None
 
-    return Call(("HGETALL", keys.batch(id)), decode)
+    return Operation(("HGETALL", keys.batch(id)), decode)
 
 
-def read_if_known(keys: Keys, id: str) -> Call[Record | None]:
+def read_if_known(keys: Keys, id: str) -> Operation[Record | None]:
     """The same among others, from which one that can't be read is to keep nobody: the log tells of it."""
     call = read_record(keys, id)
 

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, Self, TypeVar, Unpack
 from turnout.client.link import ThreadLink
 from turnout.client.nonblocking import NO_COPY, AsyncClient, AsyncJob, ids
 from turnout.client.submission import MAX_REQUEST_CHARS, Options, Request
-from turnout.ledger.sending import at_once
+from turnout.ledger.sending import run_sync
 from turnout.request import InferenceResponse
 from turnout.result import JobResult
 
@@ -46,7 +46,7 @@ class Client:
 
     def close(self) -> None:
         """Free the connections. Jobs go on; asking for them here is a RuntimeError from now on."""
-        at_once(self._core.aclose())
+        run_sync(self._core.aclose())
 
     def submit(self, request: Request | None = None, **options: Unpack[Options]) -> Job:
         """Accept one job; it is safe in Redis when this returns.
@@ -55,7 +55,7 @@ class Client:
         is in the request, of which constraints, metadata and extras are joined with them key by key.
         Raises Conflict, IntakeRefused, pydantic.ValidationError.
         """
-        return Job(at_once(self._core.submit(request, **options)))
+        return Job(run_sync(self._core.submit(request, **options)))
 
     def submit_many(self, requests: Iterable[Request], **options: Unpack[Options]) -> list[Job]:
         """Accept many jobs, some hundred at a round trip. `options` hold for each, where it says nothing else itself.
@@ -63,7 +63,7 @@ class Client:
         If it raises, its note names the request, and others may have been accepted; with an `idempotency_key`, the
         call can be repeated as a whole.
         """
-        return [Job(job) for job in at_once(self._core.submit_many(requests, **options))]
+        return [Job(job) for job in run_sync(self._core.submit_many(requests, **options))]
 
     def job(self, job_id: str) -> Job:
         """A job by its id, whoever submitted it."""
@@ -80,7 +80,7 @@ class Client:
     def purge(self, jobs: Iterable[Job | str]) -> int:
         """Delete settled jobs with their results; live ones are left alone. Returns how many this has deleted: where a
         reply of Redis is lost on the way, it is asked again, and counts none of those that were gone by then."""
-        return at_once(self._core.purge(ids(jobs)))
+        return run_sync(self._core.purge(ids(jobs)))
 
 
 class Job:
@@ -98,15 +98,15 @@ class Job:
 
     def status(self) -> str:
         """queued, delayed, leased, calling, succeeded, failed, expired or cancelled. LookupError: unknown."""
-        return at_once(self._core.status())
+        return run_sync(self._core.status())
 
     def result(self) -> JobResult | None:
         """How it ended, with every attempt; None while it goes on. LookupError: unknown."""
-        return at_once(self._core.result())
+        return run_sync(self._core.result())
 
     def wait(self, timeout: float | None = None) -> InferenceResponse:
         """The answer, once there is one. Raises Failed, Expired, Cancelled, TimeoutError, LookupError."""
-        return at_once(self._core.wait(timeout))
+        return run_sync(self._core.wait(timeout))
 
     def stream(self, idle_s: float | None = None) -> Generator[str, None, None]:
         """The answer's pieces as they come, from the beginning on, whenever one begins to listen.
@@ -120,23 +120,23 @@ class Job:
 
     def cancel(self) -> bool:
         """Cancel it, wherever it is; a call in flight is aborted. False: it had ended otherwise."""
-        return at_once(self._core.cancel())
+        return run_sync(self._core.cancel())
 
     def events(self) -> list[dict[str, Any]]:
         """What happened so far, oldest first: `at` (ms), `event`, and what belongs to it. LookupError: unknown."""
-        return at_once(self._core.events())
+        return run_sync(self._core.events())
 
 
 def _each(items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
     """`async for` over a generator that never waits for a loop."""
     try:
         while True:
-            yield at_once(_next(items))
+            yield run_sync(_next(items))
     except StopAsyncIteration:
         pass
     finally:
-        at_once(items.aclose())
+        run_sync(items.aclose())
 
 
 async def _next(items: AsyncGenerator[T, None]) -> T:
-    return await anext(items)  # not before `at_once` has begun: a loop gets to know of a generator at its first step
+    return await anext(items)  # not before `run_sync` has begun: a loop gets to know of a generator at its first step

@@ -26,7 +26,7 @@ import redis.retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from turnout.ledger import Call, Coalescer, run
+from turnout.ledger import Coalescer, Operation, run
 from turnout.redis_address import connect, connect_async
 from turnout.redis_trouble import UNANSWERED, takes_no_writes
 
@@ -116,7 +116,7 @@ class LoopLink:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
-    async def ask(self, *calls: Call[T]) -> list[T]:
+    async def ask(self, *calls: Operation[T]) -> list[T]:
         """Send calls in one round trip. Raises RuntimeError once it is closed."""
         self._check_loop()
         if self._closed:
@@ -186,7 +186,7 @@ class ThreadHeard(queue.SimpleQueue[str]):
 
 
 class ThreadLink:
-    """The same for the threads of a process. No coroutine here ever waits for a loop: it blocks, see `at_once`."""
+    """The same for the threads of a process. No coroutine here ever waits for a loop: it blocks, see `run_sync`."""
 
     def __init__(self, url: str, channel: str) -> None:
         self.channel = channel
@@ -200,7 +200,7 @@ class ThreadLink:
         self._wanted_at = 0.0
         self._closed = False
 
-    async def ask(self, *calls: Call[T]) -> list[T]:
+    async def ask(self, *calls: Operation[T]) -> list[T]:
         """Whoever waits for a connection while Redis leaves a call unanswered fails with it, as in a Coalescer.
 
         The main thread never waits for one: an exception out of a signal's handler, which comes to it alone, would cut

@@ -15,7 +15,7 @@ from turnout.client.link import OPENED, LoopLink, Patience, ThreadLink
 from turnout.client.streaming import Reader
 from turnout.client.submission import MAX_REQUEST_CHARS, Options, Request, chunks, new_job, redis_url, refusal
 from turnout.errors import IntakeRefused
-from turnout.ledger import LIVE, Call, Facts, Keyring, Keys, Ledger, NewJob
+from turnout.ledger import LIVE, Facts, Keyring, Keys, Ledger, NewJob, Operation
 from turnout.ledger.keys import checked_namespace
 from turnout.redis_address import checked
 from turnout.redis_trouble import takes_no_writes
@@ -133,7 +133,7 @@ class AsyncClient:
         """See `Client.purge`."""
         return await self._ask(self._ledger.purge(ids(jobs)))
 
-    async def _ask(self, call: Call[T]) -> T:
+    async def _ask(self, call: Operation[T]) -> T:
         return (await self._link.ask(call))[0]
 
     async def _prospect(self) -> str:

@@ -4,13 +4,12 @@ from turnout.ledger.content import Hook, Piece, TakenEnd, Telling, open_result, 
 from turnout.ledger.job import LIVE, Claimed, Ending, Enqueued, Facts, Intake, NewJob, NotClaimed, Settlement
 from turnout.ledger.keys import Keys
 from turnout.ledger.ledger import Ledger
-from turnout.ledger.script import Call, Script
+from turnout.ledger.script import Operation, Script
 from turnout.ledger.sealing import Keyring
 from turnout.ledger.sending import Coalescer, run
 
 __all__ = [
     "LIVE",
-    "Call",
     "Claimed",
     "Coalescer",
     "Ending",
@@ -23,6 +22,7 @@ __all__ = [
     "Ledger",
     "NewJob",
     "NotClaimed",
+    "Operation",
     "Piece",
     "Script",
     "Settlement",

@@ -22,7 +22,7 @@ A job's record is a hash of
     how it ended          settled_ms, settled_token, and result, but of a success, which Celery's record has
 
 A failure needs the current token. A success is taken from any attempt while the job is unsettled, for it has been paid
-for. Time is Redis's. Every method here builds a `Call`, and leaves the sending to whoever asks for it.
+for. Time is Redis's. Every method here builds a `Operation`, and leaves the sending to whoever asks for it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from turnout.ledger.job import (
     read_facts,
 )
 from turnout.ledger.operations import Operations, event_json, flat, ms, nothing, texts
-from turnout.ledger.script import Call
+from turnout.ledger.script import Operation
 from turnout.request import CONTRACT_VERSION, Lane
 from turnout.result import JobResult, JobStatus
 from turnout.value import compact_json
@@ -62,7 +62,7 @@ class Ledger(Operations):
 
     # --- producers -------------------------------------------------------------------------------------
 
-    def enqueue(self, job: NewJob, *, detached: bool = False) -> Call[Enqueued]:
+    def enqueue(self, job: NewJob, *, detached: bool = False) -> Operation[Enqueued]:
         """Accept a job and publish its message. detached: of a detached batch, and only as long as that goes on."""
         request, wish = job.request, job.request.constraints
         record = {
@@ -84,38 +84,38 @@ class Ledger(Operations):
         deadlines = (wish.deadline.timestamp() if wish.deadline else None, wish.deadline_s)
         deadlines_ms = [0 if one is None else max(1, ms(one)) for one in deadlines]
         args = (job.id, job.fingerprint, *deadlines_ms, int(job.publish), int(detached), *flat(given))
-        return self.call("enqueue", *args, decode=_enqueued, job=job.id, batch=job.batch)
+        return self.operation("enqueue", *args, decode=_enqueued, job=job.id, batch=job.batch)
 
-    def watch(self, job_id: str, inbox: str, pieces: bool = False) -> Call[str]:
+    def watch(self, job_id: str, inbox: str, pieces: bool = False) -> Operation[str]:
         """Ask to be told on the channel `inbox`: the job's id when it settles, and with `pieces` also `+ID` whenever
         its stream has grown. Returns the job's state now, '' if there is no such job."""
-        return self.call("watch", inbox, int(pieces), decode=bytes.decode, job=job_id)
+        return self.operation("watch", inbox, int(pieces), decode=bytes.decode, job=job_id)
 
-    def cancel(self, job_id: str, batch: str | None) -> Call[Settlement]:
+    def cancel(self, job_id: str, batch: str | None) -> Operation[Settlement]:
         """Cancel a live job. A call in flight is aborted at its worker's next heartbeat."""
         result = JobResult.unanswered(job_id, JobStatus.CANCELLED, "cancelled", "cancelled on request")
         return self.end("cancel", result, batch)
 
-    def replay(self, job_id: str, batch: str | None = None) -> Call[bool]:
+    def replay(self, job_id: str, batch: str | None = None) -> Operation[bool]:
         """Run a settled job again that did not succeed: from the start, and without its old deadline."""
-        return self.call("replay", job_id, decode=bool, job=job_id, batch=batch)
+        return self.operation("replay", job_id, decode=bool, job=job_id, batch=batch)
 
-    def purge(self, job_ids: Sequence[str]) -> Call[int]:
+    def purge(self, job_ids: Sequence[str]) -> Operation[int]:
         """Delete settled jobs with all that belongs to them; live ones stay. Returns how many were deleted."""
         keys = self.keys
         doomed = [key(job_id) for job_id in job_ids for key in (keys.job, keys.story, keys.result, keys.stream)]
-        return self.call("purge", *job_ids, decode=int, keys=[keys.failed, *doomed])
+        return self.operation("purge", *job_ids, decode=int, keys=[keys.failed, *doomed])
 
     # --- workers ---------------------------------------------------------------------------------------
 
-    def claim(self, job_id: str, owner: str, ttl_s: float) -> Call[Claimed | NotClaimed]:
+    def claim(self, job_id: str, owner: str, ttl_s: float) -> Operation[Claimed | NotClaimed]:
         args = (job_id, owner, ms(ttl_s), next(_CLAIMS), *self.keyring.refs)
-        return self.call("claim", *args, decode=self.opening(read_claim, job_id), job=job_id, repeatable=True)
+        return self.operation("claim", *args, decode=self.opening(read_claim, job_id), job=job_id, repeatable=True)
 
-    def renew(self, held: Sequence[tuple[str, int]], ttl_s: float) -> Call[list[bool]]:
+    def renew(self, held: Sequence[tuple[str, int]], ttl_s: float) -> Operation[list[bool]]:
         """Prolong leases, given as job ids with tokens. Returns for each whether it is still held."""
         keys = [self.keys.leases, *(self.keys.job(job_id) for job_id, _ in held)]
-        return self.call("renew", ms(ttl_s), *flat(held), decode=lambda reply: [*map(bool, reply)], keys=keys)
+        return self.operation("renew", ms(ttl_s), *flat(held), decode=lambda reply: [*map(bool, reply)], keys=keys)
 
     def settle(
         self,
@@ -127,16 +127,16 @@ class Ledger(Operations):
         failed_ttl_s: float | None = None,
         *,
         late: bool = False,
-    ) -> Call[Settlement]:
+    ) -> Operation[Settlement]:
         """End the job. record: the decision that led here, as JSON. failed_ttl_s: how long it is kept if it failed, for
         replays. late: by a worker that no longer has the job's Celery task, so that another must tell of the end."""
         authority = "late" if late else "token"
         return self.end(authority, result, batch, token, record, result_ttl_s, failed_ttl_s)
 
-    def take_end(self, job_id: str) -> Call[TakenEnd | None]:
+    def take_end(self, job_id: str) -> Operation[TakenEnd | None]:
         """How a job has ended that a message has come of; None if it is live, or gone. If Celery has not heard of the
         end, this worker alone is told so, and is to see to it."""
-        return self.call("take_end", decode=lambda reply: read_end(reply, job_id), job=job_id)
+        return self.operation("take_end", decode=lambda reply: read_end(reply, job_id), job=job_id)
 
     def requeue(
         self,
@@ -147,13 +147,13 @@ class Ledger(Operations):
         record: bytes | None = None,
         *,
         retries: int = 0,
-    ) -> Call[bool]:
+    ) -> Operation[bool]:
         """Put it back at the front of its lane, to be done elsewhere. No crash is counted.
 
         retries: how many to add to those that Celery and Flower know of.
         """
         args = (job_id, token, progress, event_json(event, record), retries)
-        return self.call("requeue", *args, decode=bool, job=job_id, repeatable=True)
+        return self.operation("requeue", *args, decode=bool, job=job_id, repeatable=True)
 
     def defer(
         self,
@@ -164,196 +164,200 @@ class Ledger(Operations):
         event: Mapping[str, Any],
         line: str = "",
         record: bytes | None = None,
-    ) -> Call[bool]:
+    ) -> Operation[bool]:
         """Park it. `line`, a word, is the same for jobs that wait for the same thing; '': a line of its own."""
         args = (job_id, token, line or job_id.replace(" ", "_"), ms(wait_s), progress, event_json(event, record))
-        return self.call("defer", *args, decode=bool, job=job_id, repeatable=True)
+        return self.operation("defer", *args, decode=bool, job=job_id, repeatable=True)
 
-    def put_off(self, job_id: str, token: int, wait_s: float, progress: str, event: Mapping[str, Any]) -> Call[bool]:
+    def put_off(
+        self, job_id: str, token: int, wait_s: float, progress: str, event: Mapping[str, Any]
+    ) -> Operation[bool]:
         """Park it until a time, whatever comes before: `hasten` leaves it alone."""
         return self.defer(job_id, token, wait_s, progress, event, PUT_OFF + job_id.replace(" ", "_"))
 
-    def following(self, line: str, count: int) -> Call[list[str]]:
+    def following(self, line: str, count: int) -> Operation[list[str]]:
         """The first parked jobs of a line, to `wake` because there is room."""
         command = ("ZRANGE", self.keys.parked, f"[{line} ", f"({line}!", "BYLEX", "LIMIT", 0, count)
-        return Call(command, lambda reply: [spot.split(" ", 2)[2] for spot in texts(reply)])
+        return Operation(command, lambda reply: [spot.split(" ", 2)[2] for spot in texts(reply)])
 
-    def hasten(self) -> Call[None]:
+    def hasten(self) -> Operation[None]:
         """Let the first parked job of every line look for room at once."""
-        return self.call("hasten", PUT_OFF, decode=nothing)
+        return self.operation("hasten", PUT_OFF, decode=nothing)
 
     # --- housekeeping: lists of job ids, at most `limit` of them, and what to do with each ---------------
 
-    def take_mutex(self, owner: str, for_s: float) -> Call[bool]:
+    def take_mutex(self, owner: str, for_s: float) -> Operation[bool]:
         """Let `owner` do the housekeeping, and nobody else for so long; tells whether it may.
 
         Each contract has its own: a worker of another release leaves our records untouched, and so must not keep us
         from looking after them for as long as it lives.
         """
         mutex = self.keys.mutex(f"housekeeping:{CONTRACT_VERSION}")
-        return self.call("take_mutex", owner, ms(for_s), decode=bool, keys=[mutex])
+        return self.operation("take_mutex", owner, ms(for_s), decode=bool, keys=[mutex])
 
-    def due(self, limit: int) -> Call[list[str]]:
+    def due(self, limit: int) -> Operation[list[str]]:
         """The first parked job of each line whose time has come. `wake` them in this order: the last one woken is the
         first in its lane."""
-        return self.call("firsts", limit, decode=lambda reply: texts(reply[::-1]))
+        return self.operation("firsts", limit, decode=lambda reply: texts(reply[::-1]))
 
-    def wake(self, job_id: str, next_s: float | None = None) -> Call[bool]:
+    def wake(self, job_id: str, next_s: float | None = None) -> Operation[bool]:
         """Publish a parked job at the front of its lane; tells whether it did.
 
         next_s: wake it only if its line is due, and let the next of the line follow after so long, unless this one
         brings it earlier. None: wake it in any case, for there is room.
         """
         after_ms = "" if next_s is None else ms(next_s)
-        return self.call("wake", job_id, after_ms, decode=bool, job=job_id)
+        return self.operation("wake", job_id, after_ms, decode=bool, job=job_id)
 
-    def spare(self, limit: int) -> Call[list[str]]:
+    def spare(self, limit: int) -> Operation[list[str]]:
         """Give out turns that came free without a claim, to the jobs of this list: `bring` them."""
-        return self.call("spare", limit, decode=texts)
+        return self.operation("spare", limit, decode=texts)
 
-    def bring(self, job_id: str) -> Call[None]:
+    def bring(self, job_id: str) -> Operation[None]:
         """Publish a job that waited in line and whose turn has come."""
-        return self.call("bring", job_id, decode=nothing, job=job_id)
+        return self.operation("bring", job_id, decode=nothing, job=job_id)
 
-    def lapsed(self, limit: int) -> Call[list[str]]:
+    def lapsed(self, limit: int) -> Operation[list[str]]:
         """Jobs whose lease is over."""
         return self._due(self.keys.leases, limit)
 
-    def sweep(self, job_id: str, death: int, poison: int) -> Call[str]:
+    def sweep(self, job_id: str, death: int, poison: int) -> Operation[str]:
         """Take a job back whose lease is over. Returns `queued`, `none` for nothing to do, or `poison`: give it up.
 
         A lapse counts `death`, or 1 if its worker is seen to live; it is poison from `poison` on.
         """
-        return self.call("sweep", job_id, death, poison, decode=bytes.decode, job=job_id)
+        return self.operation("sweep", job_id, death, poison, decode=bytes.decode, job=job_id)
 
-    def give_up(self, job_id: str, why: str, batch: str | None, failed_ttl_s: float | None = None) -> Call[Settlement]:
+    def give_up(
+        self, job_id: str, why: str, batch: str | None, failed_ttl_s: float | None = None
+    ) -> Operation[Settlement]:
         """Fail a job of which `sweep` has said that it is poison. failed_ttl_s: see `settle`."""
         result = JobResult.unanswered(job_id, JobStatus.FAILED, "poison", why)
         return self.end("sweep", result, batch, failed_ttl_s=failed_ttl_s)
 
-    def overdue(self, limit: int) -> Call[list[str]]:
+    def overdue(self, limit: int) -> Operation[list[str]]:
         """Live jobs whose deadline has passed."""
         return self._due(self.keys.deadlines, limit)
 
-    def expire(self, job_id: str, batch: str | None) -> Call[Settlement]:
+    def expire(self, job_id: str, batch: str | None) -> Operation[Settlement]:
         """Expire a job that waits. One that is being worked on is its worker's to expire."""
         late = "its deadline passed before it was done"
         result = JobResult.unanswered(job_id, JobStatus.EXPIRED, "deadline", late)
         return self.end("expire", result, batch)
 
-    def close_account(self, job_id: str) -> Call[None]:
+    def close_account(self, job_id: str) -> Operation[None]:
         """Drop what a job that has ended, or is gone, has spent of its own ceiling; not of a live one."""
-        return self.call("close_account", job_id, decode=nothing, job=job_id, repeatable=True)
+        return self.operation("close_account", job_id, decode=nothing, job=job_id, repeatable=True)
 
-    def lost(self, lane: Lane, before: int, limit: int) -> Call[tuple[int, list[str]]]:
+    def lost(self, lane: Lane, before: int, limit: int) -> Operation[tuple[int, list[str]]]:
         """The place of the lane's front, and the queued jobs to `republish`: those that have no message now and had
         none when the front was at `before`, as an earlier look has told."""
-        return self.call("lost", lane.value, before, limit, decode=lambda reply: (reply[0], texts(reply[1])))
+        return self.operation("lost", lane.value, before, limit, decode=lambda reply: (reply[0], texts(reply[1])))
 
-    def republish(self, job_id: str, before: int, again_s: float) -> Call[bool]:
+    def republish(self, job_id: str, before: int, again_s: float) -> Operation[bool]:
         """Publish a job again that was among the `lost`; tells whether it did.
 
         again_s: from the second time on it is left alone for so long, then ever longer.
         """
-        return self.call("republish", job_id, before, ms(again_s), decode=bool, job=job_id)
+        return self.operation("republish", job_id, before, ms(again_s), decode=bool, job=job_id)
 
-    def alive(self, worker: str, version: str, slots: int, silence_s: float, results_s: float) -> Call[int]:
+    def alive(self, worker: str, version: str, slots: int, silence_s: float, results_s: float) -> Operation[int]:
         """Note that a worker lives, which version of the configuration it follows, how many jobs it has room for (none:
         it has ended), and how long it keeps results. Workers that have been silent for `silence_s` are forgotten.
         Returns how many live."""
-        return self.call("alive", worker, version, slots, ms(silence_s), max(1, ms(results_s)), decode=int)
+        return self.operation("alive", worker, version, slots, ms(silence_s), max(1, ms(results_s)), decode=int)
 
     # --- webhooks ---------------------------------------------------------------------------------------
 
-    def due_hooks(self, limit: int) -> Call[list[Telling]]:
+    def due_hooks(self, limit: int) -> Operation[list[Telling]]:
         """What is to be told now, of each webhook at most so many."""
-        return self.call("due_hooks", limit, decode=lambda reply: [*map(Telling.read, reply)])
+        return self.operation("due_hooks", limit, decode=lambda reply: [*map(Telling.read, reply)])
 
-    def take_hook(self, telling: Telling, waits_s: Sequence[float]) -> Call[Hook | None]:
+    def take_hook(self, telling: Telling, waits_s: Sequence[float]) -> Operation[Hook | None]:
         """Reserve the webhook's next call for this worker. None: another worker has it, or it is done.
 
         waits_s: how long after its first call, its second … it is due again; each longer than a call takes.
         """
         job_id, waits_ms = telling.job_id, map(ms, waits_s)
         decode = self.opening(read_hook, job_id)
-        return self.call("take_hook", " ".join(telling), job_id, *waits_ms, decode=decode, job=job_id)
+        return self.operation("take_hook", " ".join(telling), job_id, *waits_ms, decode=decode, job=job_id)
 
-    def end_hook(self, telling: Telling, event: Mapping[str, Any]) -> Call[None]:
+    def end_hook(self, telling: Telling, event: Mapping[str, Any]) -> Operation[None]:
         """The webhook was called, or given up. telling: as it stands since it was taken."""
-        return self.call("end_hook", " ".join(telling), event_json(event), decode=nothing, job=telling.job_id)
+        return self.operation("end_hook", " ".join(telling), event_json(event), decode=nothing, job=telling.job_id)
 
-    def _due(self, index: str, limit: int) -> Call[list[str]]:
-        return self.call("due", limit, decode=texts, keys=[index])
+    def _due(self, index: str, limit: int) -> Operation[list[str]]:
+        return self.operation("due", limit, decode=texts, keys=[index])
 
     # --- batches ---------------------------------------------------------------------------------------
 
-    def set_ceiling(self, batch: str, microusd: int | None) -> Call[None]:
+    def set_ceiling(self, batch: str, microusd: int | None) -> Operation[None]:
         """Set what a batch may spend, counting what it has spent already. None: as much as it takes."""
         field = (self.keys.ceilings, f"batch:{batch}")
-        return Call(("HDEL", *field) if microusd is None else ("HSET", *field, microusd), nothing)
+        return Operation(("HDEL", *field) if microusd is None else ("HSET", *field, microusd), nothing)
 
-    def money(self, batch: str) -> Call[tuple[int, int]]:
+    def money(self, batch: str) -> Operation[tuple[int, int]]:
         """Micro-dollars that its calls have cost, and those that others, of unknown outcome, may have cost besides."""
         fields = (f"batch:{batch}|spent", f"batch:{batch}|unsure")
-        return Call(("HMGET", self.keys.money, *fields), lambda reply: (int(reply[0] or 0), int(reply[1] or 0)))
+        return Operation(("HMGET", self.keys.money, *fields), lambda reply: (int(reply[0] or 0), int(reply[1] or 0)))
 
-    def fed(self, batch: str, number: int, jobs: int, expired: int = 0) -> Call[bool]:
+    def fed(self, batch: str, number: int, jobs: int, expired: int = 0) -> Operation[bool]:
         """Note that this chunk of a detached batch's input has been fed, and drop it.
 
         expired: how many of its jobs were not accepted, because their deadline had passed.
         """
-        return self.call("fed", number, jobs, expired, decode=bool, batch=batch)
+        return self.operation("fed", number, jobs, expired, decode=bool, batch=batch)
 
-    def move_batch(self, batch: str, before: Sequence[str], fields: Mapping[str, Any]) -> Call[str]:
+    def move_batch(self, batch: str, before: Sequence[str], fields: Mapping[str, Any]) -> Operation[str]:
         """Change the record of a detached batch, its `state` above all, if it is in one of the states `before`.
 
         Returns the state that it was in; '' if there is no such batch.
         """
         args = (f" {' '.join(before)} ", *flat(fields.items()))
-        return self.call("move_batch", *args, decode=bytes.decode, batch=batch)
+        return self.operation("move_batch", *args, decode=bytes.decode, batch=batch)
 
     # --- streams ---------------------------------------------------------------------------------------
 
-    def stream(self, job_id: str, fields: Mapping[str, str], ttl_s: float) -> Call[None]:
+    def stream(self, job_id: str, fields: Mapping[str, str], ttl_s: float) -> Operation[None]:
         """Add a piece of the answer: `call` and `text`, or `call` alone to say that this call begins."""
         stored: dict[str, str | bytes] = {**fields}
         if self.keyring and "text" in stored:
             stored["sealed"] = self.sealed(job_id, f"call {fields['call']}", fields["text"])
             del stored["text"]
-        return self.call("stream", job_id, ms(ttl_s), *flat(stored.items()), decode=nothing, job=job_id)
+        return self.operation("stream", job_id, ms(ttl_s), *flat(stored.items()), decode=nothing, job=job_id)
 
-    def pieces(self, job_id: str, after: str) -> Call[list[Piece]]:
+    def pieces(self, job_id: str, after: str) -> Operation[list[Piece]]:
         """What was added to the stream after this entry (`0`: all), up to 1,000 entries."""
         command = ("XRANGE", self.keys.stream(job_id), f"({after}", "+", "COUNT", 1000)
-        return Call(command, self.opening(read_pieces, job_id))
+        return Operation(command, self.opening(read_pieces, job_id))
 
     # --- reads -----------------------------------------------------------------------------------------
 
-    def facts(self, job_id: str) -> Call[Facts | None]:
+    def facts(self, job_id: str) -> Operation[Facts | None]:
         """What a job is and where it stands, without its content."""
-        return Call(("HMGET", self.keys.job(job_id), *FACTS), read_facts)
+        return Operation(("HMGET", self.keys.job(job_id), *FACTS), read_facts)
 
-    def result(self, job_id: str, content: bool = True) -> Call[JobResult | None]:
+    def result(self, job_id: str, content: bool = True) -> Operation[JobResult | None]:
         """The result of a settled job; None if it is live, or gone. Raises Unreadable.
 
         content: False leaves out what is sealed, for those who have no key.
         """
         keyring = self.keyring if content else None
-        return self.call("result", decode=lambda reply: read_result(reply, job_id, keyring), job=job_id)
+        return self.operation("result", decode=lambda reply: read_result(reply, job_id, keyring), job=job_id)
 
-    def story(self, job_id: str) -> Call[list[dict[str, Any]]]:
+    def story(self, job_id: str) -> Operation[list[dict[str, Any]]]:
         """Its events, oldest first: `at` (ms), `event`, and what belongs to it."""
-        return Call(("LRANGE", self.keys.story(job_id), 0, -1), lambda reply: [json.loads(one) for one in reply])
+        return Operation(("LRANGE", self.keys.story(job_id), 0, -1), lambda reply: [json.loads(one) for one in reply])
 
-    def workers(self) -> Call[dict[str, str]]:
+    def workers(self) -> Operation[dict[str, str]]:
         """The workers that live, each with the version of the configuration that it follows."""
         command = ("ZRANGE", self.keys.workers, 0, -1)
-        return Call(command, lambda reply: dict(one.split(" ")[:2] for one in texts(reply)), repeatable=True)
+        return Operation(command, lambda reply: dict(one.split(" ")[:2] for one in texts(reply)), repeatable=True)
 
-    def failed(self, limit: int, offset: int = 0) -> Call[list[str]]:
+    def failed(self, limit: int, offset: int = 0) -> Operation[list[str]]:
         """Ids of failed jobs, the latest first."""
         command = ("ZRANGE", self.keys.failed, offset, offset + limit - 1, "REV")
-        return Call(command, texts)
+        return Operation(command, texts)
 
 
 def _enqueued(reply: list[bytes]) -> Enqueued:

@@ -12,7 +12,7 @@ from turnout.ledger.content import RESULT, place, write_result
 from turnout.ledger.job import CLAIMED, Ending, Settlement
 from turnout.ledger.keys import Keys
 from turnout.ledger.message import TEMPLATE
-from turnout.ledger.script import CLOCK, Call, Script, sources
+from turnout.ledger.script import CLOCK, Operation, Script, sources
 from turnout.ledger.sealing import Keyring
 from turnout.request import CONTRACT_VERSION
 from turnout.result import JobResult, celery_record
@@ -47,7 +47,7 @@ class Operations:
         self.keyring = keyring or Keyring()
         self._prelude = clock + CONSTANTS + sources("turnout.ledger")["shared"]
 
-    def call(
+    def operation(
         self,
         name: str,
         *args: Any,
@@ -56,14 +56,14 @@ class Operations:
         batch: str | None = None,
         keys: Sequence[str] | None = None,
         repeatable: bool = False,
-    ) -> Call[T]:
+    ) -> Operation[T]:
         """Run a script. Its file names its keys; those of a job or a batch are of the one given here.
 
-        keys: for the few scripts that take a list of keys instead. repeatable: see `Call`.
+        keys: for the few scripts that take a list of keys instead. repeatable: see `Operation`.
         """
         script = Script.load("turnout.ledger", name, self._prelude)
         named = self.keys.named(script.keys, job, batch or "") if keys is None else keys
-        return script.call(named, args, decode, repeatable=repeatable)
+        return script.operation(named, args, decode, repeatable=repeatable)
 
     def sealed(self, job_id: str, part: str, text: str) -> bytes:
         return self.keyring.seal(place(job_id, part), text.encode())
@@ -80,14 +80,14 @@ class Operations:
         record: bytes | None = None,
         result_ttl_s: float = RESULTS_KEPT_S,
         failed_ttl_s: float | None = None,
-    ) -> Call[Settlement]:
+    ) -> Operation[Settlement]:
         """End a job. result_ttl_s: where not a worker ends its own job, what workers have told of it comes first."""
         text, status = write_result(result, self.keyring), result.status.value
         event = {"event": status} | ({"why": result.error.code} if result.error else {})
         stored = ("" if result.succeeded else text, celery_record(result, text), event_json(event, record))
         ttl_ms = max(1, ms(result_ttl_s))  # Redis takes no lifetime of nothing
         args = (result.id, authority, token, status, *stored, ttl_ms, ms(failed_ttl_s), batch or "")
-        return self.call("settle", *args, decode=_settled, job=result.id, batch=batch, repeatable=True)
+        return self.operation("settle", *args, decode=_settled, job=result.id, batch=batch, repeatable=True)
 
 
 def ms(seconds: float | None) -> int:

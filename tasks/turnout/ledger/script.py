@@ -1,4 +1,4 @@
-"""Redis operations as values: a `Call` says what to run, and how to read the reply. `sending.py` sends it."""
+"""Redis operations as values: an `Operation` says what to run and how to read the reply. `sending.py` sends it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ CLOCK = """local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 """
-"""Put before every script: Redis's clock, the only one. Tests replace it to move time by hand."""
+"""Prepended to every script: Redis's clock, the only one. Tests replace it to control time."""
 
 
 @cache
 def sources(package: str) -> Mapping[str, str]:
-    """The files in `lua/` of a package by name, all read at once: after an upgrade in place, a process that still runs
-    must not find half of them new."""
+    """The files in `lua/` of a package by name. All are read at once, so that a process that runs
+    through an upgrade in place never mixes old and new ones."""
     return {Path(file.name).stem: file.read_text("utf-8") for file in files(package).joinpath("lua").iterdir()}
 
 
@@ -36,7 +36,7 @@ class Script:
     source: str
     sha: str
     keys: tuple[str, ...] = field(default=(), compare=False)
-    """What its line `-- KEYS` names, in this order; the script itself finds them under these names."""
+    """The names on its line `-- KEYS`, in order. In the script, `KEYS.name` works too."""
 
     @staticmethod
     @cache
@@ -49,15 +49,16 @@ class Script:
         source = (f"{shebang}\n" if shebang else "") + clock + "".join(_named(keys)) + rest
         return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest(), keys)
 
-    def call(
+    def operation(
         self, keys: Iterable[str], args: Iterable[Any], decode: Callable[[Any], T], *, repeatable: bool = False
-    ) -> Call[T]:
+    ) -> Operation[T]:
         keys = tuple(keys)
-        return Call(("EVALSHA", self.sha, len(keys), *keys, *args), decode, self, repeatable)
+        return Operation(("EVALSHA", self.sha, len(keys), *keys, *args), decode, self, repeatable)
 
 
 def _named(keys: Sequence[str]) -> Iterator[str]:
-    """Lua that makes `KEYS.story` of `KEYS[3]`, and of an `all_…`, which comes last, the table of all that are left."""
+    """Lua that lets scripts write `KEYS.story` for `KEYS[3]`. An `all_…` comes last, and is the table of all that are
+    left."""
     for number, name in enumerate(keys, 1):
         if name.isidentifier():
             value = f"{{unpack(KEYS, {number})}}" if name.startswith("all_") else f"KEYS[{number}]"
@@ -65,18 +66,18 @@ def _named(keys: Sequence[str]) -> Iterator[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
-    """One command, and how to read the reply."""
+class Operation(Generic[T]):
+    """One Redis command, and how to read its reply."""
 
     command: tuple[Any, ...]
     decode: Callable[[Any], T]
     script: Script | None = None
-    """The one that it runs, if it runs one."""
+    """The script that it runs, if any."""
     repeatable: bool = False
-    """It does no more if it is sent twice, for want of a reply, and the second reply will do."""
+    """It may be sent again when its reply was lost: that does nothing more, and the second reply is as good."""
 
     def read(self, reply: Any) -> T:
-        """Raises the reply if it is an error."""
+        """Decode the reply; raises it if it is an error."""
         if isinstance(reply, Exception):
             raise reply
         return self.decode(reply)

@@ -1,7 +1,7 @@
-"""How calls travel to Redis: `run` sends them over a blocking connection, a `Coalescer` over an asyncio one.
+"""How operations travel to Redis: `run` sends them over a blocking connection, a `Coalescer` over an asyncio one.
 
-Any number of calls shares a round trip. What both do is written once, as a coroutine; over a blocking connection it
-never has to wait for a loop, so `at_once` runs it to its end.
+Any number of operations shares a round trip. What both have in common is written once, as a coroutine. Over a blocking
+connection it never waits for an event loop, so `run_sync` can run it.
 """
 
 from __future__ import annotations
@@ -20,40 +20,42 @@ import redis
 import redis.asyncio
 from redis.exceptions import DataError, NoScriptError, RedisError, ResponseError
 
-from turnout.ledger.script import Call
+from turnout.ledger.script import Operation
 from turnout.redis_trouble import UNANSWERED
-from turnout.uncut import cancel_later
+from turnout.uninterrupted import deliver_cancellation_later
 
 T = TypeVar("T")
 
 MAX_BATCH = 128
-"""Once a `Coalescer` has so many calls together, they go. More would keep a loop from all else."""
+"""Most operations that a `Coalescer` sends in one round trip. More would keep the loop from everything else."""
 
-AGAIN_S = (0.0, 0.5, 1.5)
-"""How long a `Coalescer` waits before it sends once more what can be repeated, when a connection breaks: not at first,
-for others may be well, then for a Redis that starts again."""
+RESEND_S = (0.0, 0.5, 1.5)
+"""How long a `Coalescer` waits before it resends `repeatable` operations after a connection broke: first not at all,
+because other connections may work, then for a Redis that is restarting."""
 
 UNWRITABLE = (UnicodeError, TypeError, DataError)
-"""What a command raises that can't be written: an id with half a surrogate pair in it, say."""
+"""Raised for a command that can't be encoded, for example with a lone surrogate in an id."""
 
 Command = tuple[Any, ...]
-Exchange = Callable[[redis.asyncio.Redis, Sequence[Command]], Awaitable[list[Any]]]
-"""Sends commands in one round trip. Returns a reply for each, in order: what Redis refused as the error, unraised."""
+SendCommands = Callable[[redis.asyncio.Redis, Sequence[Command]], Awaitable[list[Any]]]
+"""Sends commands in one round trip. Returns their replies in order; errors of Redis are returned, not raised."""
 Send = Callable[[Sequence[Command]], Awaitable[list[Any]]]
-"""An exchange with its client."""
+"""`SendCommands` with its client bound."""
 
 
-def run(client: redis.Redis, calls: Sequence[Call[T]]) -> list[T]:
-    """Send all calls in one round trip, in order; raises the first error after all were sent."""
-    mixed = len({call.script for call in calls}) > 1  # then those of a script that Redis doesn't know would come last
-    replies = at_once((_with_scripts if mixed else _replies)(partial(_execute, client), calls))
-    return [call.read(reply) for call, reply in zip(calls, replies, strict=True)]
+def run(client: redis.Redis, operations: Sequence[Operation[T]]) -> list[T]:
+    """Send all operations in one round trip, in order; raises the first error after all were sent."""
+    # With several scripts, those that Redis doesn't know would be resent after the others, out of order.
+    mixed = len({operation.script for operation in operations}) > 1
+    replies = run_sync((_with_scripts if mixed else _replies)(partial(_execute, client), operations))
+    return [operation.read(reply) for operation, reply in zip(operations, replies, strict=True)]
 
 
-def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that blocks wherever it would have to wait, and so needs no loop.
+def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never really suspends, without an event loop.
 
-    A loop that runs in this thread is not to know of its generators either, for it would close them at its own end.
+    Async-generator hooks are cleared because a loop running in this thread would otherwise close the generators at its
+    own end.
     """
     hooks = sys.get_asyncgen_hooks()
     try:
@@ -64,23 +66,23 @@ def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
         return value
     finally:
         sys.set_asyncgen_hooks(*hooks)
-    raise RuntimeError("a coroutine that was to block has waited for a loop")
+    raise RuntimeError("this coroutine was supposed to block, but waited for an event loop")
 
 
 async def _execute(client: redis.Redis, commands: Sequence[Command]) -> list[Any]:
-    """Not by redis-py's pipeline, which puts a connection back with replies unread where an exception cuts in, as out
-    of a signal's handler: the next caller would take them for its own."""
+    """Without redis-py's pipeline: when an exception interrupts it, as from a signal handler, it returns its connection
+    with unread replies, which the next caller would take for its own."""
     pool = client.connection_pool
     try:
         connection: Any = pool.get_connection()
     except RedisError:
         raise
     except BaseException:
-        pool.disconnect(inuse_connections=False)  # among them is perhaps one whose greeting was cut off
+        pool.disconnect(inuse_connections=False)  # one of them may have an unfinished handshake
         raise
     try:
-        exchange = partial(_exchanged, client, connection, commands)
-        replies: list[Any] = connection.retry.call_with_retry(exchange, lambda _: connection.disconnect())
+        send = partial(_write_and_read, client, connection, commands)
+        replies: list[Any] = connection.retry.call_with_retry(send, lambda _: connection.disconnect())
         return replies
     except BaseException:
         connection.disconnect()
@@ -89,7 +91,7 @@ async def _execute(client: redis.Redis, commands: Sequence[Command]) -> list[Any
         pool.release(connection)
 
 
-def _exchanged(client: redis.Redis, connection: Any, commands: Sequence[Command]) -> list[Any]:
+def _write_and_read(client: redis.Redis, connection: Any, commands: Sequence[Command]) -> list[Any]:
     connection.send_packed_command(connection.pack_commands(commands))
     replies: list[Any] = []
     for name, *_ in commands:
@@ -101,28 +103,29 @@ def _exchanged(client: redis.Redis, connection: Any, commands: Sequence[Command]
 
 
 async def pipelined(client: redis.asyncio.Redis, commands: Sequence[Command]) -> list[Any]:
-    """An `Exchange` by redis-py's own means."""
+    """`SendCommands` by redis-py's own means."""
     async with client.pipeline(transaction=False) as pipe:
         for command in commands:
             pipe.execute_command(*command)
         return list(await pipe.execute(raise_on_error=False))
 
 
-async def _replies(send: Send, calls: Sequence[Call[Any]]) -> list[Any]:
-    """Send calls in order, and those whose scripts Redis doesn't know, perhaps just started, once more with these."""
-    replies = await send([call.command for call in calls])
+async def _replies(send: Send, operations: Sequence[Operation[Any]]) -> list[Any]:
+    """Send operations in order. Those whose scripts Redis doesn't know, perhaps after a restart, are sent again with
+    their scripts."""
+    replies = await send([operation.command for operation in operations])
     if refused := [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]:
-        for i, reply in zip(refused, await _with_scripts(send, [calls[i] for i in refused]), strict=True):
+        for i, reply in zip(refused, await _with_scripts(send, [operations[i] for i in refused]), strict=True):
             replies[i] = reply
     return replies
 
 
-async def _with_scripts(send: Send, calls: Sequence[Call[Any]]) -> list[Any]:
-    """Send calls in order, and their scripts before them, which Redis remembers from then on. Raises what it says of a
-    script that it can't read."""
-    scripts = {call.script for call in calls if call.script}
+async def _with_scripts(send: Send, operations: Sequence[Operation[Any]]) -> list[Any]:
+    """Send operations in order, after loading their scripts, which Redis then remembers. Raises its error for a script
+    that it can't compile."""
+    scripts = {operation.script for operation in operations if operation.script}
     loading = [("SCRIPT", "LOAD", script.source) for script in scripts]
-    replies = await send([*loading, *(call.command for call in calls)])
+    replies = await send([*loading, *(operation.command for operation in operations)])
     loaded, replies = replies[: len(scripts)], replies[len(scripts) :]
     for error in loaded:
         if isinstance(error, Exception):
@@ -131,129 +134,132 @@ async def _with_scripts(send: Send, calls: Sequence[Call[Any]]) -> list[Any]:
 
 
 @dataclass(slots=True, eq=False)
-class _Parcel:
-    """Calls that travel together. The replies lie here and not in the future, which is lost if the task that awaits it
-    is cancelled: `whole` then awaits another. At every step of a job this takes a third of the time of `uncut`."""
+class _Queued:
+    """Operations of one caller, which are sent together. Replies are stored here rather than in the future, which is
+    lost if the task that awaits it is cancelled: `uninterrupted` then awaits another. This takes a third of the time of
+    the function `uninterrupted`, at every step of a job."""
 
-    calls: Sequence[Call[Any]]
+    operations: Sequence[Operation[Any]]
     answered: asyncio.Future[None]
-    whole: bool = False
+    uninterrupted: bool = False
     replies: Sequence[Any] = ()
-    """One for each call, once they are there."""
+    """One for each operation, once they have arrived."""
 
     @property
-    def forsaken(self) -> bool:
-        """Nobody waits for it any more. A `whole` one is only between two futures."""
-        return self.answered.cancelled() and not self.whole
+    def abandoned(self) -> bool:
+        """Its caller was cancelled and no longer waits. An uninterrupted one is only between two futures."""
+        return self.answered.cancelled() and not self.uninterrupted
 
-    def give(self, replies: Sequence[Any]) -> None:
+    def answer(self, replies: Sequence[Any]) -> None:
         self.replies = replies
         if not self.answered.done():
             self.answered.set_result(None)
 
 
 class Coalescer:
-    """Sends calls of concurrent coroutines together: what arrives while others are under way goes with the next.
+    """Sends the operations of concurrent coroutines together: what arrives during a round trip goes with the next one.
 
-    A coroutine's calls run in the order in which it awaits them, those of `all` in that in which they are given, but
-    for those of a script that Redis doesn't know yet.
+    Order: a coroutine's operations run in the order in which it awaits them, and those of `all` in the order of its
+    arguments, except those of a script that Redis doesn't know yet.
 
-    Of a caller that is cancelled, what is still queued is not sent, and what was sent runs to its end all the same. One
-    that asked for the `whole` has it sent, and gets the reply.
+    Cancellation: what isn't sent yet is dropped; what was sent completes. `uninterrupted` operations are always sent,
+    and their reply is returned.
 
-    When a connection breaks, Redis may or may not have done what it was asked: what is `repeatable` is sent again, the
-    rest is left to its callers. What is queued when that is in vain, or when Redis leaves a round trip unanswered,
-    fails with it.
+    Broken connection: Redis may or may not have executed what was sent. `repeatable` operations are sent again, all
+    others fail. If that is in vain, or Redis leaves a round trip unanswered, everything queued fails with it.
     """
 
-    def __init__(self, client: redis.asyncio.Redis, exchange: Exchange = pipelined, flights: int = 1) -> None:
-        """exchange: how commands travel, should a caller know a faster way than redis-py's. flights: most round trips
-        at a time, each by a connection of its own."""
+    def __init__(
+        self, client: redis.asyncio.Redis, send_commands: SendCommands = pipelined, max_round_trips: int = 1
+    ) -> None:
+        """send_commands: a faster way than redis-py's, if there is one. max_round_trips: how many may be under way at a
+        time, each on a connection of its own."""
         self._client = client
-        self._exchange = exchange
-        self._most = flights
-        self._queue: deque[_Parcel] = deque()
-        self._flights: set[asyncio.Task[None] | None] = set()
+        self._send_commands = send_commands
+        self._max_round_trips = max_round_trips
+        self._queue: deque[_Queued] = deque()
+        self._senders: set[asyncio.Task[None] | None] = set()
 
-    async def __call__(self, call: Call[T]) -> T:
-        parcel = self._queued(call)
-        await parcel.answered
-        return call.read(parcel.replies[0])
+    async def __call__(self, operation: Operation[T]) -> T:
+        queued = self._enqueue(operation)
+        await queued.answered
+        return operation.read(queued.replies[0])
 
-    async def whole(self, call: Call[T]) -> T:
-        """A call whose outcome must be known: if its caller is cancelled meanwhile it still gets the reply, and is
-        cancelled where it waits next."""
-        parcel, cut = self._queued(call, whole=True), False
-        while not parcel.replies:
+    async def uninterrupted(self, operation: Operation[T]) -> T:
+        """For an operation whose outcome must be known: a caller that is cancelled meanwhile still gets the reply, and
+        is cancelled where it waits next."""
+        queued, interrupted = self._enqueue(operation, uninterrupted=True), False
+        while not queued.replies:
             try:
-                await parcel.answered
+                await queued.answered
             except asyncio.CancelledError:
-                cut, parcel.answered = True, asyncio.get_running_loop().create_future()
-        if cut:
-            cancel_later()
-        return call.read(parcel.replies[0])
+                interrupted, queued.answered = True, asyncio.get_running_loop().create_future()
+        if interrupted:
+            deliver_cancellation_later()
+        return operation.read(queued.replies[0])
 
-    async def all(self, *calls: Call[T]) -> list[T]:
-        """Several calls, in this order and with as few round trips; raises the first error after all were sent, but at
-        once where Redis leaves them unanswered."""
+    async def all(self, *operations: Operation[T]) -> list[T]:
+        """Several operations, in this order and as few round trips as possible. Raises the first error after all were
+        sent, but immediately if Redis leaves a round trip unanswered."""
         replies: list[Any] = []
-        for start in range(0, len(calls), MAX_BATCH):
-            parcel = self._queued(*calls[start : start + MAX_BATCH])
-            await parcel.answered
-            if isinstance(error := parcel.replies[0], UNANSWERED):
+        for start in range(0, len(operations), MAX_BATCH):
+            queued = self._enqueue(*operations[start : start + MAX_BATCH])
+            await queued.answered
+            if isinstance(error := queued.replies[0], UNANSWERED):
                 raise error
-            replies += parcel.replies
-        return [call.read(reply) for call, reply in zip(calls, replies, strict=True)]
+            replies += queued.replies
+        return [operation.read(reply) for operation, reply in zip(operations, replies, strict=True)]
 
-    def _queued(self, *calls: Call[Any], whole: bool = False) -> _Parcel:
-        parcel = _Parcel(calls, asyncio.get_running_loop().create_future(), whole)
-        self._queue.append(parcel)
-        if len(self._flights) < self._most:
-            self._flights.add(asyncio.create_task(self._fly()))
-        return parcel
+    def _enqueue(self, *operations: Operation[Any], uninterrupted: bool = False) -> _Queued:
+        queued = _Queued(operations, asyncio.get_running_loop().create_future(), uninterrupted)
+        self._queue.append(queued)
+        if len(self._senders) < self._max_round_trips:
+            self._senders.add(asyncio.create_task(self._send_queue()))
+        return queued
 
-    async def _fly(self) -> None:
+    async def _send_queue(self) -> None:
         """Send batches until nothing is queued."""
         try:
-            await asyncio.sleep(0)  # let every coroutine that is ready now add its call
+            await asyncio.sleep(0)  # let every coroutine that is ready now add its operations
             while self._queue:
-                parcels, calls = list[_Parcel](), list[Call[Any]]()
-                while self._queue and len(calls) < MAX_BATCH:
-                    if not (parcel := self._queue.popleft()).forsaken:
-                        parcels.append(parcel)
-                        calls += parcel.calls
-                replies = iter(await self._told(calls, AGAIN_S) if calls else ())
-                for parcel in parcels:
-                    parcel.give([*islice(replies, len(parcel.calls))])
+                batch, operations = list[_Queued](), list[Operation[Any]]()
+                while self._queue and len(operations) < MAX_BATCH:
+                    if not (queued := self._queue.popleft()).abandoned:
+                        batch.append(queued)
+                        operations += queued.operations
+                replies = iter(await self._replies_or_errors(operations, RESEND_S) if operations else ())
+                for queued in batch:
+                    queued.answer([*islice(replies, len(queued.operations))])
         finally:
-            self._flights.discard(asyncio.current_task())
+            self._senders.discard(asyncio.current_task())
 
-    async def _told(self, calls: Sequence[Call[Any]], waits_s: Sequence[float]) -> list[Any]:
-        """A reply for each, or the error that it is to raise. waits_s: before what can be repeated is sent again."""
+    async def _replies_or_errors(self, operations: Sequence[Operation[Any]], resend_s: Sequence[float]) -> list[Any]:
+        """For each operation its reply, or the error to raise. resend_s: waits before `repeatable` ones are resent."""
         try:
-            return await _replies(self._send, calls)
-        except UNWRITABLE as error:  # one of them, so that none was sent
-            if len(calls) == 1:
+            return await _replies(self._send, operations)
+        except UNWRITABLE as error:  # because of one of them none was sent
+            if len(operations) == 1:
                 return [error]
-            return [reply for call in calls for reply in await self._told([call], ())]
+            return [reply for one in operations for reply in await self._replies_or_errors([one], ())]
         except Exception as error:
             # A copy for each: one error raised in all callers would collect the frames of all of them, and
             # Celery, which clears the frames of a failed task's error, would close coroutines that go on.
             broken = isinstance(error, redis.ConnectionError)
-            while self._queue and (isinstance(error, UNANSWERED) or (broken and not waits_s)):
-                parcel = self._queue.popleft()
-                parcel.give([copy(error) for _ in parcel.calls])
-            told = [copy(error) for _ in calls]
-            again = [i for i, call in enumerate(calls) if call.repeatable]
-            if again and waits_s and broken and not isinstance(error, UNANSWERED):
-                await asyncio.sleep(waits_s[0])
-                for i, reply in zip(again, await self._told([calls[i] for i in again], waits_s[1:]), strict=True):
-                    told[i] = reply
-            return told
+            while self._queue and (isinstance(error, UNANSWERED) or (broken and not resend_s)):
+                queued = self._queue.popleft()
+                queued.answer([copy(error) for _ in queued.operations])
+            replies: list[Any] = [copy(error) for _ in operations]
+            repeatable = [i for i, operation in enumerate(operations) if operation.repeatable]
+            if repeatable and resend_s and broken and not isinstance(error, UNANSWERED):
+                await asyncio.sleep(resend_s[0])
+                resent = await self._replies_or_errors([operations[i] for i in repeatable], resend_s[1:])
+                for i, reply in zip(repeatable, resent, strict=True):
+                    replies[i] = reply
+            return replies
 
     async def _send(self, commands: Sequence[Command]) -> list[Any]:
         try:
-            return await self._exchange(self._client, commands)
+            return await self._send_commands(self._client, commands)
         except RuntimeError as error:
-            # What uvloop says of writing to a connection that has just been closed, where asyncio has an OSError.
+            # uvloop raises it for a write to a connection that has just been closed; asyncio raises an OSError.
             raise redis.ConnectionError(str(error)) from error

@@ -14,7 +14,7 @@ from tests.properties.ledger.bed import CLOCK_KEY, HAND_CLOCK
 
 from turnout.ledger import Coalescer
 from turnout.ledger.keys import Keys
-from turnout_workers.state.redis import RedisFleetStore, accounts_call, latencies_call
+from turnout_workers.state.redis import RedisFleetStore, accounts_operation, latencies_operation
 from turnout_workers.state.store import Account, WorkersStore
 
 START = 1_000_000
@@ -92,10 +92,10 @@ class RedisFleet:
         self._redis.hset(self._keys.job(job_id), mapping={"token": token, "state": state})
 
     async def accounts(self, *names: str) -> Mapping[str, Account]:
-        return await self._send(accounts_call(self._keys, names))
+        return await self._send(accounts_operation(self._keys, names))
 
     async def latencies(self) -> Mapping[str, Sequence[int]]:
-        return await self._send(latencies_call(self._keys))
+        return await self._send(latencies_operation(self._keys))
 
     def put_ceiling(self, account: str, microusd: int) -> None:
         self._redis.hset(self._keys.ceilings, account, str(microusd))

@@ -22,7 +22,7 @@ from turnout.ledger import Coalescer
 from turnout.ledger.keys import Keys
 from turnout_workers.routing.fleet import Limits
 from turnout_workers.routing.health import RAMP_S
-from turnout_workers.state.redis import RedisFleetStore, accounts_call
+from turnout_workers.state.redis import RedisFleetStore, accounts_operation
 from turnout_workers.state.store import Ask, Bid, Ceiling, Granted
 
 PROCESSES = 8
@@ -126,7 +126,7 @@ def test_ceilings_hold_while_processes_die(redis_url: str, tmp_path: Path) -> No
         store = RedisFleetStore(send := Coalescer(client), Keys("test"), fast_clock(speed))
         await asyncio.sleep(TTL_S / speed)
         await store.expire()
-        account = (await send(accounts_call(Keys("test"), ["tenant:t"])))["tenant:t"]
+        account = (await send(accounts_operation(Keys("test"), ["tenant:t"])))["tenant:t"]
         in_flight = (await store.state())[1][ENDPOINT].load.in_flight
         await client.aclose()
         return account, in_flight

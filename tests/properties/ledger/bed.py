@@ -12,7 +12,7 @@ from typing import Any
 import redis
 from tests.properties.ledger.spec import DEATH, LEAD, POISON, TTL, WAIT, Job, Step
 
-from turnout.ledger import Call, Claimed, Enqueued, Ledger, NewJob, NotClaimed, Settlement, ledger, run
+from turnout.ledger import Claimed, Enqueued, Ledger, NewJob, NotClaimed, Operation, Settlement, ledger, run
 from turnout.ledger.keys import Keys
 from turnout.request import InferenceRequest, Lane, RoutingConstraints
 from turnout.result import JobResult, JobStatus, Problem
@@ -81,8 +81,8 @@ class MutatedLedger(Ledger):
         super().__init__(keys, clock)
         self._mutant = mutant
 
-    def call(self, name: str, *args: Any, **more: Any) -> Call[Any]:
-        call = super().call(name, *args, **more)
+    def operation(self, name: str, *args: Any, **more: Any) -> Operation[Any]:
+        call = super().operation(name, *args, **more)
         mutant = self._mutant
         if name != mutant.script:
             return call
@@ -168,7 +168,7 @@ class Bed:
 
     # --- steps of the specification --------------------------------------------------------------------
 
-    def call(self, step: Step, job_id: str = "a") -> Any:
+    def operation(self, step: Step, job_id: str = "a") -> Any:
         """A step as something to send; the fleet's part of it is a plain command."""
         ledger, token = self.ledger, step.token
         match step.name:
@@ -210,7 +210,7 @@ class Bed:
 
     def _begin(self, job_id: str, token: int) -> Any:
         script = replace(self.ledger.wake("").script, source=BEGIN, sha=_BEGIN_SHA)
-        return script.call([self.keys.job(job_id)], [token], int)
+        return script.operation([self.keys.job(job_id)], [token], int)
 
 
 _BEGIN_SHA = hashlib.sha1(BEGIN.encode(), usedforsecurity=False).hexdigest()

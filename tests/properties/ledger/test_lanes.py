@@ -87,7 +87,7 @@ def command(ledger: Ledger, bed: Bed, move: Move) -> tuple[Any, ...]:
             return ledger.replay(move.job_id).command
         case "purge":
             return ledger.purge([move.job_id]).command
-    return tuple(bed.call(Step(move.name, move.token), move.job_id).command)
+    return tuple(bed.operation(Step(move.name, move.token), move.job_id).command)
 
 
 def view(bed: Bed, store: Store) -> World:
@@ -179,7 +179,7 @@ def walk(bed: Bed, most: int, lane: Sequence[str] = ()) -> tuple[int, int]:
     ledger = bed.ledger
     load, dump = bed.client.script_load(LOAD), bed.client.script_load(DUMP)
     look = ledger.lost(LANE, START + 1, 9)
-    calls = [bed.call(Step(name, 1)) for name in (*ANYBODY, *WORKER)]
+    calls = [bed.operation(Step(name, 1)) for name in (*ANYBODY, *WORKER)]
     for call in (*calls, look, ledger.republish("a", 0, 0), ledger.replay("a"), ledger.purge(["a"])):
         bed.client.script_load(call.script.source)
     send = cache(partial(command, ledger, bed))
@@ -203,7 +203,7 @@ def walk(bed: Bed, most: int, lane: Sequence[str] = ()) -> tuple[int, int]:
                 raw, dumped, found = replies[4 * i + 1 : 4 * i + 4]
                 store = json.loads(dumped)
                 after = view(bed, store)
-                reply = simple(bed.call(Step(move.name, 1)).decode(raw)) if move.name in ANYBODY + WORKER else raw
+                reply = simple(bed.operation(Step(move.name, 1)).decode(raw)) if move.name in ANYBODY + WORKER else raw
                 check(move, before, reply, after, look.decode(found)[1])
                 records = [in_pairs(content) for key, (_, content) in store.items() if key.startswith(bed.keys.job(""))]
                 again = max((int(record.get("republished", 0)) for record in records), default=0)

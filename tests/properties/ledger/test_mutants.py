@@ -12,7 +12,7 @@ from turnout.ledger.keys import Keys
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_a_mutant_differs_and_compiles(flushed: redis.Redis, mutant: Mutant) -> None:
-    script = MutatedLedger(mutant, Keys("t"), HAND_CLOCK).call(mutant.script, keys=[], decode=bool).script
+    script = MutatedLedger(mutant, Keys("t"), HAND_CLOCK).operation(mutant.script, keys=[], decode=bool).script
     assert flushed.script_load(script.source) == script.sha
 
 

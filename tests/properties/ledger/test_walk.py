@@ -68,7 +68,7 @@ def steps(job: Job) -> list[Step]:
 def walk(bed: Bed, claims: int) -> tuple[int, int]:
     """All states with up to so many claims. Returns their number and that of steps tried."""
     load, dump = bed.client.script_load(LOAD), bed.client.script_load(DUMP)
-    probe = [bed.call(step) for step in (*ANYBODY, *(Step(name, 1) for name in BY_TOKEN))]
+    probe = [bed.operation(step) for step in (*ANYBODY, *(Step(name, 1) for name in BY_TOKEN))]
     for call in probe:
         bed.client.script_load(call.script.source)
     start = normal({})
@@ -82,7 +82,7 @@ def walk(bed: Bed, claims: int) -> tuple[int, int]:
                 for text, _, step in chunk:
                     pipe.evalsha(load, 0, text)
                     pipe.set(CLOCK_KEY, START)
-                    pipe.execute_command(*bed.call(step).command)
+                    pipe.execute_command(*bed.operation(step).command)
                     pipe.evalsha(dump, 0)
                     pipe.pttl(bed.keys.job("a"))
                     pipe.get(bed.keys.result("a"))
@@ -92,7 +92,7 @@ def walk(bed: Bed, claims: int) -> tuple[int, int]:
                 expected = apply(job, step, START)
                 after = json.loads(dumped)
                 actual = view(bed, after)
-                assert simple(bed.call(step).decode(reply)) == expected.reply, (job, step, reply)
+                assert simple(bed.operation(step).decode(reply)) == expected.reply, (job, step, reply)
                 assert actual == expected.job, (step, job)
                 assert len(after.get(bed.keys.queue(LANE), ("", []))[1]) == expected.pushed, (step, job)
                 newly_settled = actual.winner is not None and job.winner is None

@@ -22,7 +22,7 @@ from turnout.batch.output import write_output
 from turnout.batch.reading import Reading, Refusal
 from turnout.batch.source import Source, SourceError
 from turnout.batch.tally import Tally
-from turnout.ledger import Call, Claimed, Keys, Ledger, Settlement, run
+from turnout.ledger import Claimed, Keys, Ledger, Operation, Settlement, run
 from turnout.request import InferenceResponse, Lane, Usage
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 
@@ -44,14 +44,14 @@ class Bench:
     def work(self, most: int = 10_000, fails: bool = False) -> None:
         """Answer what is queued now."""
         ids = self.queued()
-        sizes = run(self.client, [Call(("HSTRLEN", self.ledger.keys.job(id), "payload"), int) for id in ids])
+        sizes = run(self.client, [Operation(("HSTRLEN", self.ledger.keys.job(id), "payload"), int) for id in ids])
         self.most_queued = max(self.most_queued, len(ids))
         self.most_bytes = max(self.most_bytes, sum(sizes))
         claims = run(self.client, [self.ledger.claim(id, "worker", 30) for id in ids[:most]])
         self.client.ltrim(self.ledger.keys.queue(Lane.STANDARD), 0, -len(claims) - 1)
         run(self.client, [self.settled(id, claim, fails) for id, claim in zip(ids[:most], claims, strict=True)])
 
-    def settled(self, id: str, claim: Claimed, fails: bool) -> Call[Settlement]:
+    def settled(self, id: str, claim: Claimed, fails: bool) -> Operation[Settlement]:
         prompt = claim.request.prompt or ""
         self.asked.append(prompt)
         result = JobResult(

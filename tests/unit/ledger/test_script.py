@@ -24,8 +24,8 @@ from tests.tcp_proxy import between
 
 from turnout.ledger import Claimed, Coalescer, Facts, Intake, Ledger, run, sending
 from turnout.ledger.job import Enqueued
-from turnout.ledger.script import Call, Script
-from turnout.ledger.sending import MAX_BATCH, Exchange, pipelined
+from turnout.ledger.script import Operation, Script
+from turnout.ledger.sending import MAX_BATCH, SendCommands, pipelined
 from turnout.redis_address import connect_async
 from turnout.redis_trouble import UNANSWERED
 from turnout.request import MOST, InferenceRequest
@@ -84,9 +84,9 @@ both_ways = pytest.mark.parametrize("exchange", [pipelined, redis_exchange.excha
 
 
 @both_ways
-async def test_scripts_that_redis_forgot_are_loaded_again(redis_url: str, exchange: Exchange) -> None:
+async def test_scripts_that_redis_forgot_are_loaded_again(redis_url: str, exchange: SendCommands) -> None:
     async with redis.asyncio.Redis.from_url(redis_url) as client:
-        call = Coalescer(client, exchange=exchange)
+        call = Coalescer(client, send_commands=exchange)
         for name in "ab":
             job_ids = [f"{name}{number}" for number in range(20)]
             taken = await call.all(*(LEDGER.enqueue(new_job(job_id)) for job_id in job_ids))
@@ -98,13 +98,13 @@ async def test_scripts_that_redis_forgot_are_loaded_again(redis_url: str, exchan
 
 @both_ways
 async def test_a_redis_that_knows_no_script_and_takes_no_writes_tells_every_caller(
-    flushed: redis.Redis, redis_url: str, exchange: Exchange
+    flushed: redis.Redis, redis_url: str, exchange: SendCommands
 ) -> None:
     flushed.script_flush()
     flushed.config_set("min-replicas-to-write", 1)
     try:
         async with redis.asyncio.Redis.from_url(redis_url) as client:
-            call = Coalescer(client, exchange=exchange)
+            call = Coalescer(client, send_commands=exchange)
             asked = (call(LEDGER.enqueue(new_job(job_id))) for job_id in "abc")
             told = await asyncio.gather(*asked, return_exceptions=True)
     finally:
@@ -118,9 +118,9 @@ async def test_a_call_whose_script_is_forgotten_once_more_gets_no_other_calls_re
     async def exchange(_client: object, _commands: object) -> list[Any]:
         return [forgotten if answer == "-" else answer for answer in next(answers)]
 
-    call = Coalescer(redis.asyncio.Redis(), exchange=exchange)
+    call = Coalescer(redis.asyncio.Redis(), send_commands=exchange)
     script = LEDGER.enqueue(new_job()).script
-    asked = (call(Call(("EVALSHA",), str, script)) for _ in range(2))
+    asked = (call(Operation(("EVALSHA",), str, script)) for _ in range(2))
     first, second = await asyncio.gather(*asked, return_exceptions=True)
     assert first == "j1"
     assert isinstance(second, NoScriptError)
@@ -134,10 +134,10 @@ async def test_while_redis_has_a_batch_the_next_is_sent_and_what_belongs_togethe
         await replying.wait()
         return [name for (name,) in commands]
 
-    def calls(word: str, count: int) -> list[Call[str]]:
-        return [Call((f"{word}{number}",), str) for number in range(count)]
+    def calls(word: str, count: int) -> list[Operation[str]]:
+        return [Operation((f"{word}{number}",), str) for number in range(count)]
 
-    send = Coalescer(redis.asyncio.Redis(), exchange=exchange, flights=2)
+    send = Coalescer(redis.asyncio.Redis(), send_commands=exchange, max_round_trips=2)
     together = [asyncio.create_task(send.all(*calls(word, 100))) for word in "abc"]
     while len(sent) < 2:
         await asyncio.sleep(0)
@@ -160,10 +160,10 @@ async def test_what_waits_behind_a_call_that_redis_leaves_unanswered_fails_with_
         await waiting.wait()
         raise error("no answer")
 
-    send = Coalescer(redis.asyncio.Redis(), exchange=exchange)
-    calls = [Call((str(number),), str) for number in range(3 * MAX_BATCH)]
+    send = Coalescer(redis.asyncio.Redis(), send_commands=exchange)
+    calls = [Operation((str(number),), str) for number in range(3 * MAX_BATCH)]
     asked = [asyncio.create_task(send(call)) for call in calls]
-    asked.append(asyncio.create_task(send.whole(calls[0])))
+    asked.append(asyncio.create_task(send.uninterrupted(calls[0])))
     asked.append(asyncio.create_task(send.all(*calls)))  # type: ignore[arg-type]
     while not sent:
         await asyncio.sleep(0)
@@ -185,15 +185,15 @@ async def test_what_waits_behind_a_call_whose_connection_was_lost_goes_by_the_ne
             raise answer
         return answer
 
-    send = Coalescer(redis.asyncio.Redis(), exchange=exchange)
-    told = await asyncio.gather(*(send(Call(("0",), str)) for _ in range(2 * MAX_BATCH)), return_exceptions=True)
+    send = Coalescer(redis.asyncio.Redis(), send_commands=exchange)
+    told = await asyncio.gather(*(send(Operation(("0",), str)) for _ in range(2 * MAX_BATCH)), return_exceptions=True)
     assert [type(one) for one in told] == [redis.ConnectionError] * MAX_BATCH + [str] * MAX_BATCH
 
 
 async def test_what_may_be_done_twice_is_sent_again_when_a_connection_breaks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sending, "AGAIN_S", (0.0, 0.0))
+    monkeypatch.setattr(sending, "RESEND_S", (0.0, 0.0))
     sent, losses = list[tuple[str, ...]](), 2
 
     async def exchange(_client: object, commands: Sequence[Any]) -> list[Any]:
@@ -202,8 +202,8 @@ async def test_what_may_be_done_twice_is_sent_again_when_a_connection_breaks(
             raise redis.ConnectionError("lost")
         return [*sent[-1]]
 
-    send = Coalescer(redis.asyncio.Redis(), exchange=exchange)
-    calls = [Call((name,), str, repeatable=name.isupper()) for name in "AbC"]
+    send = Coalescer(redis.asyncio.Redis(), send_commands=exchange)
+    calls = [Operation((name,), str, repeatable=name.isupper()) for name in "AbC"]
     told = await asyncio.gather(*map(send, calls), return_exceptions=True)
     assert (told[0], type(told[1]), told[2]) == ("A", redis.ConnectionError, "C")
     assert sent == [("A", "b", "C"), ("A", "C"), ("A", "C")]
@@ -226,11 +226,14 @@ async def test_of_those_that_are_cancelled_before_they_are_sent_only_a_call_whos
         await go_on.wait()
         return names
 
-    send = Coalescer(redis.asyncio.Redis(), exchange=exchange)
-    under_way = asyncio.create_task(send(Call(("under way",), str)))
+    send = Coalescer(redis.asyncio.Redis(), send_commands=exchange)
+    under_way = asyncio.create_task(send(Operation(("under way",), str)))
     while not sent:
         await asyncio.sleep(0)
-    left, kept = (asyncio.create_task(ask(Call((name,), str))) for ask, name in ((send, "left"), (send.whole, "kept")))
+    left, kept = (
+        asyncio.create_task(ask(Operation((name,), str)))
+        for ask, name in ((send, "left"), (send.uninterrupted, "kept"))
+    )
     await asyncio.sleep(0)
     go_on.set()  # so that the next are chosen before either has woken
     left.cancel()
@@ -246,17 +249,17 @@ async def test_very_many_calls_go_one_part_after_the_other() -> None:
         sent.append(len(commands))
         return [name for (name,) in commands]
 
-    send = Coalescer(redis.asyncio.Redis(), exchange=exchange, flights=2)
+    send = Coalescer(redis.asyncio.Redis(), send_commands=exchange, max_round_trips=2)
     numbers = [str(number) for number in range(MAX_BATCH + 5)]
-    assert await send.all(*(Call((number,), str) for number in numbers)) == numbers
+    assert await send.all(*(Operation((number,), str) for number in numbers)) == numbers
     assert sent == [MAX_BATCH, 5]
     assert await send.all() == []
 
 
 @both_ways
-async def test_a_cancelled_caller_leaves_the_others_their_own_replies(redis_url: str, exchange: Exchange) -> None:
+async def test_a_cancelled_caller_leaves_the_others_their_own_replies(redis_url: str, exchange: SendCommands) -> None:
     async with redis.asyncio.Redis.from_url(redis_url) as client:
-        call = Coalescer(client, exchange=exchange)
+        call = Coalescer(client, send_commands=exchange)
         await call.all(*(LEDGER.enqueue(new_job(f"j{i}", payload=f'{{"prompt":"p{i}"}}')) for i in range(60)))
         claims = [asyncio.create_task(call(LEDGER.claim(f"j{i}", "w", 30))) for i in range(60)]
         await asyncio.sleep(0)
@@ -270,10 +273,12 @@ async def test_a_cancelled_caller_leaves_the_others_their_own_replies(redis_url:
 
 @both_ways
 @pytest.mark.parametrize("wrong", ["\ud800", None, True, {}], ids=repr)
-async def test_what_can_not_be_sent_is_its_callers_own_error(redis_url: str, exchange: Exchange, wrong: object) -> None:
+async def test_what_can_not_be_sent_is_its_callers_own_error(
+    redis_url: str, exchange: SendCommands, wrong: object
+) -> None:
     async with redis.asyncio.Redis.from_url(redis_url) as client:
-        call = Coalescer(client, exchange=exchange)
-        asked = (call(LEDGER.enqueue(new_job("a"))), call(Call(("GET", wrong), str)), call(LEDGER.facts("a")))
+        call = Coalescer(client, send_commands=exchange)
+        asked = (call(LEDGER.enqueue(new_job("a"))), call(Operation(("GET", wrong), str)), call(LEDGER.facts("a")))
         enqueued, error, facts = await asyncio.gather(*asked, return_exceptions=True)
         assert isinstance(enqueued, Enqueued)
         assert isinstance(error, UnicodeError | TypeError | redis.DataError)
@@ -318,7 +323,7 @@ async def test_a_redis_that_takes_no_writes_is_away_to_a_worker(tmp_path: Path, 
     try:
         async with connect_async(server.url) as client:
             await client.execute_command(*refusal)
-            call = Coalescer(client, exchange=redis_exchange.exchange)
+            call = Coalescer(client, send_commands=redis_exchange.exchange)
             with pytest.raises(redis.ConnectionError, match="takes no writes"):
                 await call(LEDGER.enqueue(new_job("a")))
     finally:
@@ -326,24 +331,24 @@ async def test_a_redis_that_takes_no_writes_is_away_to_a_worker(tmp_path: Path, 
 
 
 @both_ways
-async def test_a_failure_is_each_callers_own(exchange: Exchange) -> None:
+async def test_a_failure_is_each_callers_own(exchange: SendCommands) -> None:
     """Celery clears the frames of a failed task's traceback, and so ends any coroutine that is suspended in one."""
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
         address = unheard.getsockname()
         client = redis.asyncio.Redis(host=address[0], port=address[1], retry=Retry(NoBackoff(), 0))
-        call, failed, go_on = Coalescer(client, exchange=exchange), asyncio.Event(), asyncio.Event()
+        call, failed, go_on = Coalescer(client, send_commands=exchange), asyncio.Event(), asyncio.Event()
 
         async def survivor() -> str:
             try:
-                await call(Call(("PING",), bool))
+                await call(Operation(("PING",), bool))
             except redis.ConnectionError:
                 failed.set()
                 await go_on.wait()
             return "survived"
 
         async def victim() -> None:
-            await call(Call(("PING",), bool))
+            await call(Operation(("PING",), bool))
 
         surviving, dying = asyncio.create_task(survivor()), asyncio.create_task(victim())
         await failed.wait()
@@ -356,7 +361,7 @@ async def test_a_failure_is_each_callers_own(exchange: Exchange) -> None:
 
 
 @both_ways
-async def test_replies_are_read_as_redis_py_reads_them(redis_url: str, exchange: Exchange) -> None:
+async def test_replies_are_read_as_redis_py_reads_them(redis_url: str, exchange: SendCommands) -> None:
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         await client.zadd("z", {"a": 1})
         commands = [("PING",), ("GET", "z"), ("ZRANGE", "z", 0, -1, "WITHSCORES"), ("HGETALL", "none")]
@@ -368,7 +373,7 @@ async def test_replies_are_read_as_redis_py_reads_them(redis_url: str, exchange:
 
 
 @both_ways
-async def test_of_a_redis_that_answers_too_late_nobody_reads_the_answer(redis_url: str, exchange: Exchange) -> None:
+async def test_of_a_redis_that_answers_too_late_nobody_reads_the_answer(redis_url: str, exchange: SendCommands) -> None:
     port = urlsplit(redis_url).port
     assert port is not None
     with between(port) as proxy:
@@ -387,17 +392,17 @@ async def test_of_a_redis_that_answers_too_late_nobody_reads_the_answer(redis_ur
 
 @both_ways
 def test_a_connection_that_was_just_closed_is_a_connection_error_under_uvloop_too(
-    redis_url: str, exchange: Exchange
+    redis_url: str, exchange: SendCommands
 ) -> None:
     async def closed_under_a_writer() -> None:
         async with redis.asyncio.Redis.from_url(redis_url) as client:
-            call = Coalescer(client, exchange=exchange)
-            assert await call(Call(("PING",), bool))
+            call = Coalescer(client, send_commands=exchange)
+            assert await call(Operation(("PING",), bool))
             client.connection_pool._available_connections[0]._writer.transport.abort()
             await asyncio.sleep(0)
             with pytest.raises(redis.ConnectionError):
-                await call(Call(("PING",), bool))
-            assert await call(Call(("PING",), bool)), "the next call has a new connection"
+                await call(Operation(("PING",), bool))
+            assert await call(Operation(("PING",), bool)), "the next call has a new connection"
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(closed_under_a_writer())

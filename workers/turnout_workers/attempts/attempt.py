@@ -54,7 +54,7 @@ class Attempts:
         current_job.set(job_id)
         claimed_at = asyncio.get_running_loop().time()
         parts = self._parts
-        claim = await parts.send.whole(parts.ledger.claim(job_id, parts.owner, parts.heartbeat.ttl_s))
+        claim = await parts.send.uninterrupted(parts.ledger.claim(job_id, parts.owner, parts.heartbeat.ttl_s))
         if isinstance(claim, NotClaimed):
             return await self._unclaimed(job_id, claim)
         self._searching.learn(claim)
@@ -77,7 +77,7 @@ class Attempts:
             why = Unreadable("its request", claim.key, self._parts.ledger.keyring.refs)
             logger.error("job %s is left queued: %s", job_id, why)
         elif claim.state in set(JobStatus):  # perhaps ended by others than a worker
-            await self._parts.send.whole(self._parts.ledger.close_account(job_id))
+            await self._parts.send.uninterrupted(self._parts.ledger.close_account(job_id))
         return End("skipped", f"not to be claimed: {claim.state}")
 
     async def _work(self, job: HeldJob, not_before: float) -> End:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from turnout.request import InferenceResponse
-from turnout.uncut import cancel_later, cancelled_now
+from turnout.uninterrupted import deliver_cancellation_later, deliver_cancellation_now
 from turnout_workers.attempts.job import HeldJob, Job
 from turnout_workers.attempts.reporting import STOPPED, UNSENT, Finished, Reporter
 from turnout_workers.attempts.schema import off_schema
@@ -108,7 +108,7 @@ async def _ended(pieces: Pieces) -> None:
     try:
         await pieces.end()
     except asyncio.CancelledError:
-        cancel_later()
+        deliver_cancellation_later()
 
 
 async def _still_held(hold: Hold) -> None:
@@ -117,4 +117,4 @@ async def _still_held(hold: Hold) -> None:
         hold.lose()  # paused or cut off for longer than the lease: another worker may have the job
     if hold.lost:  # a second call is in a task of its own, which is cancelled by the job's
         await asyncio.sleep(0)
-    await cancelled_now()
+    await deliver_cancellation_now()

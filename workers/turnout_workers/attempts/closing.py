@@ -12,7 +12,7 @@ from pathlib import Path
 
 from redis.exceptions import RedisError, ResponseError
 
-from turnout.ledger import Call, write_result
+from turnout.ledger import Operation, write_result
 from turnout.request import InferenceResponse
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 from turnout_workers.attempts.job import Elsewhere, End, HeldJob
@@ -73,9 +73,9 @@ class Closing:
         call = self.parts.ledger.requeue(job.id, job.claim.token, job.progress.to_json(), event)
         return await self._move(job, call, "handed_back", "back to its lane")
 
-    async def _move(self, job: HeldJob, call: Call[bool], how: Elsewhere, note: str) -> End:
+    async def _move(self, job: HeldJob, call: Operation[bool], how: Elsewhere, note: str) -> End:
         job.hold.ending = True
-        moved = await self.parts.send.whole(call)
+        moved = await self.parts.send.uninterrupted(call)
         return End(how, note) if moved else End("skipped", "it was no longer ours")
 
     async def _settle(self, job: HeldJob, result: JobResult) -> End:
@@ -96,7 +96,7 @@ class Closing:
                     # The worker stops, or the lease is over: Redis may be away. So on disk first, and then once more:
                     # the ledger takes it once.
                     kept = self._keep(job, result, accounts)
-                    taken = await self.parts.send.whole(settlement)
+                    taken = await self.parts.send.uninterrupted(settlement)
         except ResponseError:
             raise  # Redis has answered, and refused: a fault of ours, which won't be gone later
         except (RedisError, OSError) as error:
@@ -112,7 +112,7 @@ class Closing:
             return End("skipped", f"its end here comes too late: the job is {taken.state or 'gone'}")
         if job.request.constraints.max_cost_microusd is not None:
             with suppress(RedisError, OSError):  # closed later, as that of a job that ended without its worker
-                await self.parts.send.whole(self.parts.ledger.close_account(job.id))
+                await self.parts.send.uninterrupted(self.parts.ledger.close_account(job.id))
         return End(result.status, result.summary(), result)
 
     def _keep(self, job: HeldJob, result: JobResult, accounts: Sequence[str]) -> Path | None:

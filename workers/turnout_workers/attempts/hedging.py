@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
-from turnout.uncut import cancel_later, uncut
+from turnout.uninterrupted import deliver_cancellation_later, uninterrupted
 from turnout_workers.attempts.reporting import Finished
 from turnout_workers.routing.allowance import Allowance
 from turnout_workers.routing.decision import Candidate, Hedge
@@ -59,12 +59,12 @@ async def race(permit: Permit, hedge: Hedge, allowance: Allowance, admit: Admit,
         ended += _ended(call for call in running if call.done())
         if not ended:
             raise
-        cancel_later()  # a call that ended in the same moment counts first
+        deliver_cancellation_later()  # a call that ended in the same moment counts first
     finally:
         left = [call for call in running if not call.done()]
         for one in left:
             one.cancel()
-        await uncut(asyncio.gather(*left, return_exceptions=True))
+        await uninterrupted(asyncio.gather(*left, return_exceptions=True))
     return ended
 
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 from weakref import WeakValueDictionary
 
 from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
-from turnout.uncut import cancelled_now
+from turnout.uninterrupted import deliver_cancellation_now
 from turnout_workers.attempts.calling import Calling
 from turnout_workers.attempts.hedging import Permit
 from turnout_workers.attempts.job import Job, Progress
@@ -146,7 +146,7 @@ class InProcess:
         made = await self.judging.made(permit, partial(self._admit, job, second=True), partial(self.calling, job))
         judged = self.judging(job, permit, made)
         await judged.told()
-        await cancelled_now()
+        await deliver_cancellation_now()
         ended, verdict = judged.call, judged.verdict
         if ended.failure is None:
             return ended.response

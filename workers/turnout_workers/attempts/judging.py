@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 
 from turnout.request import InferenceRequest
-from turnout.uncut import uncut
+from turnout.uninterrupted import uninterrupted
 from turnout_workers.attempts.hedging import Admit, Call, Permit, race
 from turnout_workers.attempts.job import Job
 from turnout_workers.attempts.reporting import Finished, Reporter
@@ -42,7 +42,7 @@ class Judged:
     async def told(self) -> None:
         """Returns when the fleet's store knows, and not before."""
         for report in self.reports:
-            await uncut(report)
+            await uninterrupted(report)
 
 
 class Judging:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from turnout.batch.chunk import chunk_jobs
 from turnout.batch.record import KEPT_S, Record, State, read_if_known
 from turnout.errors import Unreadable
-from turnout.ledger import Call, Coalescer, Intake, Ledger
+from turnout.ledger import Coalescer, Intake, Ledger, Operation
 from turnout.ledger.operations import nothing, texts
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class BatchFeeding:
     async def round(self) -> None:
         """One bounded round, by whichever worker does the housekeeping. Cut off anywhere, it does no harm."""
         keys, now = self.ledger.keys, asyncio.get_running_loop().time()
-        there = await self.send(Call(("ZRANGE", keys.batches, 0, -1), texts))
+        there = await self.send(Operation(("ZRANGE", keys.batches, 0, -1), texts))
         if look := now - self._looked_at >= LOOK_S:
             self._over.clear()
             self._looked_at = now
@@ -60,7 +60,7 @@ class BatchFeeding:
         """Without its record, the jobs of a paused batch would begin, and those of any batch have no ceiling."""
         keys = self.ledger.keys
         kept = (key(id) for id in ids for key in (keys.batch, keys.batch_lines, keys.batch_input))
-        await self.send.all(*(Call(("EXPIRE", key, KEPT_S), nothing) for key in kept))
+        await self.send.all(*(Operation(("EXPIRE", key, KEPT_S), nothing) for key in kept))
 
     async def _feed(self, record: Record | None, left: int) -> int:
         """Returns how many chunks are left for other batches: none while Redis is short of memory."""
@@ -69,7 +69,7 @@ class BatchFeeding:
             if record is None or record.state is not State.FEEDING or record.under_way >= WINDOW:
                 break
             id = record.id
-            chunk = await send(Call(("LINDEX", keys.batch_input(id), 0), lambda reply: reply))
+            chunk = await send(Operation(("LINDEX", keys.batch_input(id), 0), lambda reply: reply))
             if chunk is None:
                 break
             if record.max_cost_microusd is not None:

@@ -16,7 +16,7 @@ from functools import partial
 
 from redis.exceptions import ResponseError
 
-from turnout.ledger import Call, Coalescer, Facts, Ledger
+from turnout.ledger import Coalescer, Facts, Ledger, Operation
 from turnout.ledger.operations import nothing
 from turnout.request import Lane
 from turnout_workers.config.in_force import InForce
@@ -137,7 +137,7 @@ class Housekeeping:
         if now - self._intake_checked_at < INTAKE_CHECK_S:
             return
         self._intake_checked_at = now
-        memory = await self.send(Call(("INFO", "memory"), lambda reply: reply))
+        memory = await self.send(Operation(("INFO", "memory"), lambda reply: reply))
         kept, (self._keeps, policy) = self._keeps, fitness.keeping(memory)
         if kept and not self._keeps:
             logger.error("Redis is not fit for production: %s", policy)
@@ -150,6 +150,6 @@ class Housekeeping:
         intake = self.ledger.keys.intake
         if self._full:
             with contextlib.suppress(TakesNoWrites):  # then Redis itself accepts none
-                await self.send(Call(("SET", intake, "memory", "EX", int(INTAKE_CHECK_S * 3)), nothing))
+                await self.send(Operation(("SET", intake, "memory", "EX", int(INTAKE_CHECK_S * 3)), nothing))
         else:
-            await self.send(Call(("DEL", intake), nothing))
+            await self.send(Operation(("DEL", intake), nothing))

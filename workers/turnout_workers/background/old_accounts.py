@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
 from turnout.batch.record import DETACHED
-from turnout.ledger import Call, Coalescer, Ledger
+from turnout.ledger import Coalescer, Ledger, Operation
 from turnout.ledger.operations import nothing, texts
 from turnout_workers.attempts.ceilings import PERIODIC
 from turnout_workers.state.snapshot import SnapshotPoller
@@ -40,10 +40,10 @@ class OldAccounts:
             if 0 <= now - self._began_at < EVERY_S:
                 return
             self._began_at = now
-            ids.update(await self.send(Call(("ZRANGE", keys.batches, 0, -1), texts)))
+            ids.update(await self.send(Operation(("ZRANGE", keys.batches, 0, -1), texts)))
         today = datetime.fromtimestamp(now, UTC).date()
         # There may be hundreds of thousands, each as often as it has columns.
-        scan = Call(("HSCAN", keys.money, self._cursor, "COUNT", AT_ONCE), lambda reply: reply)
+        scan = Operation(("HSCAN", keys.money, self._cursor, "COUNT", AT_ONCE), lambda reply: reply)
         self._cursor, columns = await self.send(scan)
         for column in texts(columns):
             account = column.rpartition("|")[0]
@@ -55,13 +55,13 @@ class OldAccounts:
             elif kind == "job":
                 jobs.add(name)
         await self.send.all(*map(self.ledger.close_account, sorted(jobs)))
-        there = await self.send.all(*(Call(("EXISTS", keys.batch(id)), bool) for id in ids))
+        there = await self.send.all(*(Operation(("EXISTS", keys.batch(id)), bool) for id in ids))
         gone = [id for id, is_there in zip(ids, there, strict=True) if not is_there]
         names = sorted(over.union(f"batch:{id}" for id in gone))
         for first in range(0, len(names), AT_ONCE):
             await self.store.forget(names[first : first + AT_ONCE])
         if gone:
-            await self.send(Call(("ZREM", keys.batches, *gone), nothing))
+            await self.send(Operation(("ZREM", keys.batches, *gone), nothing))
 
 
 def is_over(account: str, today: date) -> bool:

@@ -17,7 +17,7 @@ from turnout.result import JobResult
 from turnout_workers.commands.file_options import DONE, SOME_FAILED
 from turnout_workers.commands.screen import add_row, counted, indented, print_json, show, standard_output, table
 from turnout_workers.deployment import Deployment, deployment
-from turnout_workers.state.redis import mark_call
+from turnout_workers.state.redis import mark_operation
 from turnout_workers.state.store import Mark
 
 PAGE = 500
@@ -174,5 +174,5 @@ def restore(name: str) -> None:
 def _mark(what: Mark, name: str, reason: str = "") -> None:
     here = deployment()
     ids = here.endpoints(name)
-    here.ask(mark_call(here.ledger.keys, what, ids, reason))
+    here.ask(mark_operation(here.ledger.keys, what, ids, reason))
     click.echo(f"{what}: {', '.join(ids)}")

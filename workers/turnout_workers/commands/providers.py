@@ -20,7 +20,7 @@ from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import FailureKind
 from turnout_workers.routing.fleet import OPERATOR, EndpointView, Limits
 from turnout_workers.state.fleet_view import WELL, said, trouble
-from turnout_workers.state.redis import state_call
+from turnout_workers.state.redis import state_operation
 
 UNITS = {kind.name: kind.name.replace("_per_", " a ").replace("_", " ") for kind in fields(Limits)}
 UNITS["concurrency"] = "at once"
@@ -62,7 +62,7 @@ def providers(check: bool, as_json: bool) -> None:
 def _look(here: Deployment) -> list[dict[str, Any]]:
     """All endpoints, as plain values. `health` is None where Redis can't be asked."""
     try:
-        state, known = here.ask(state_call(here.ledger.keys))[0], True
+        state, known = here.ask(state_operation(here.ledger.keys))[0], True
     except redis.RedisError:
         state, known = (0.0, {}), False
     snapshot = here.fleet.snapshot(*state)

@@ -58,7 +58,7 @@ class FleetCollector(Collector):
         limits = {one.account: one.limit_microusd for one in self.ceilings() if one.limit_microusd}
         try:
             async with asyncio.timeout(WAIT_S):
-                *_, money = told = await self.send.all(*overview.backlog_calls(self.keys, limits))
+                *_, money = told = await self.send.all(*overview.backlog_operations(self.keys, limits))
         except (RedisError, OSError):  # of which the rest of the worker tells
             return
         self._backlog = overview.backlog(told, self.fleet.now())

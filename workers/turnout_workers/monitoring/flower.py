@@ -35,7 +35,7 @@ from turnout_workers.celery_app import celery_app
 from turnout_workers.commands.screen import usd
 from turnout_workers.deployment import Deployment
 from turnout_workers.monitoring.overview import overview
-from turnout_workers.state.redis import mark_call
+from turnout_workers.state.redis import mark_operation
 
 OURS = Path(__file__).with_name("templates")
 THEIRS = Path(flower.urls.settings["template_path"])
@@ -86,7 +86,7 @@ class Providers(BaseHandler):  # type: ignore[misc]
         if endpoint not in here.fleet.ids or action not in ("isolated", "restored"):
             raise web.HTTPError(400, "no such endpoint or action")
         reason = "in Flower" if action == "isolated" else ""
-        await _asked(here.ask, mark_call(here.ledger.keys, action, [endpoint], reason))
+        await _asked(here.ask, mark_operation(here.ledger.keys, action, [endpoint], reason))
         self.redirect(self.reverse_url("providers"))
 
 

@@ -6,21 +6,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from turnout.ledger import Call, Keys
+from turnout.ledger import Keys, Operation
 from turnout.request import MICROUSD_PER_USD, Lane
 from turnout_workers.deployment import Deployment
 from turnout_workers.routing.fleet import EndpointView, Snapshot
 from turnout_workers.routing.health import circuit
 from turnout_workers.routing.latency import quantile_seen
 from turnout_workers.state.fleet_view import said
-from turnout_workers.state.redis import accounts_call, latencies_call, state_call
+from turnout_workers.state.redis import accounts_operation, latencies_operation, state_operation
 
 
 def overview(here: Deployment) -> dict[str, Any]:
     """All of it as plain values, in one round trip."""
     keys = here.ledger.keys
-    asked = (here.ledger.workers(), state_call(keys), latencies_call(keys))
-    workers, (at, observed), latencies, *replies = here.ask(*asked, *backlog_calls(keys))
+    asked = (here.ledger.workers(), state_operation(keys), latencies_operation(keys))
+    workers, (at, observed), latencies, *replies = here.ask(*asked, *backlog_operations(keys))
     rows = endpoints(here.fleet.snapshot(at, observed))
     for row in rows:
         seen = latencies.get(row["endpoint"], ())
@@ -34,22 +34,22 @@ def overview(here: Deployment) -> dict[str, Any]:
     }
 
 
-def backlog_calls(keys: Keys, accounts: Iterable[str] = ()) -> list[Call[Any]]:
+def backlog_operations(keys: Keys, accounts: Iterable[str] = ()) -> list[Operation[Any]]:
     """What to ask Redis, in one round trip; `backlog` makes sense of the replies. The last tells of `accounts`, too."""
     return [
-        *(call for lane in Lane for call in _lane_calls(keys, lane)),
-        Call(("ZCARD", keys.leases), int),
-        Call(("ZCARD", keys.parked), int),
-        Call(("HGETALL", keys.counts), _counts),
-        accounts_call(keys, ["total", *accounts]),
+        *(call for lane in Lane for call in _lane_operations(keys, lane)),
+        Operation(("ZCARD", keys.leases), int),
+        Operation(("ZCARD", keys.parked), int),
+        Operation(("HGETALL", keys.counts), _counts),
+        accounts_operation(keys, ["total", *accounts]),
     ]
 
 
-def _lane_calls(keys: Keys, lane: Lane) -> tuple[Call[Any], ...]:
+def _lane_operations(keys: Keys, lane: Lane) -> tuple[Operation[Any], ...]:
     return (
-        Call(("ZCARD", keys.pending(lane)), int),
-        Call(("ZLEXCOUNT", keys.in_line, f"[{lane} ", f"({lane}!"), int),
-        Call(("ZRANGE", keys.pending(lane), 0, 0, "WITHSCORES"), _oldest),
+        Operation(("ZCARD", keys.pending(lane)), int),
+        Operation(("ZLEXCOUNT", keys.in_line, f"[{lane} ", f"({lane}!"), int),
+        Operation(("ZRANGE", keys.pending(lane), 0, 0, "WITHSCORES"), _oldest),
     )
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import redis
 from redis.exceptions import NoPermissionError
 
-from turnout.ledger import Call, Ledger, run
+from turnout.ledger import Ledger, Operation, run
 from turnout_workers.routing.fleet import Circuit, Fleet, Health
 from turnout_workers.routing.health import circuit
-from turnout_workers.state.redis import state_call
+from turnout_workers.state.redis import state_operation
 
 EVERY_S = 0.25
 NO_WORKER = "none is running (turnout worker)"
@@ -22,7 +22,7 @@ class FleetView:
 
     def __init__(self, client: redis.Redis, ledger: Ledger, fleet: Fleet) -> None:
         self._client = client
-        self._read: list[Call[Any]] = [state_call(ledger.keys), ledger.workers()]
+        self._read: list[Operation[Any]] = [state_operation(ledger.keys), ledger.workers()]
         self._fleet = fleet
         self._read_at = float("-inf")
         self.troubles: dict[str, str] = {}

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 from pydantic_core import to_json
 
-from turnout.ledger import Call, Coalescer, Keys, Script
+from turnout.ledger import Coalescer, Keys, Operation, Script
 from turnout.ledger.operations import nothing, texts
 from turnout.ledger.script import CLOCK, sources
 from turnout_workers.routing import health, latency
@@ -56,7 +56,7 @@ class RedisFleetStore:
     """Sends its calls through `send`; `clock` is the Lua that defines `now_ms()`."""
 
     def __init__(self, send: Coalescer, keys: Keys, clock: str = CLOCK) -> None:
-        self._send = send.whole
+        self._send = send.uninterrupted
         self._keys = keys
         self._prelude = clock + SHARED
 
@@ -70,7 +70,7 @@ class RedisFleetStore:
         repeatable: bool = False,
     ) -> Awaitable[T]:
         script = Script.load("turnout_workers.state", name, self._prelude)
-        return self._send(script.call(keys, args, decode, repeatable=repeatable))
+        return self._send(script.operation(keys, args, decode, repeatable=repeatable))
 
     def _leasing(self) -> tuple[str, ...]:
         """The first keys of the scripts that begin and end leases."""
@@ -98,7 +98,7 @@ class RedisFleetStore:
 
     async def expire(self, limit: int = 1000) -> int:
         listing = Script.load("turnout.ledger", "due", self._prelude)  # so that `expire` can be told their keys
-        due = await self._send(listing.call([self._keys.expiry], [limit], texts))
+        due = await self._send(listing.operation([self._keys.expiry], [limit], texts))
         if not due:
             return 0
         keys = list(self._leasing())
@@ -114,7 +114,7 @@ class RedisFleetStore:
         await self._run("recover", [self._keys.endpoints], [endpoint_id], nothing)
 
     async def mark(self, what: Mark, endpoint_ids: Sequence[str], reason: str = "", for_s: float = 0) -> None:
-        await self._send(mark_call(self._keys, what, endpoint_ids, reason, for_s, self._prelude))
+        await self._send(mark_operation(self._keys, what, endpoint_ids, reason, for_s, self._prelude))
 
     async def mark_duplicate(self, accounts: Sequence[str], cost_microusd: int) -> None:
         await self._run("duplicate", [self._keys.money], [cost_microusd, *accounts], nothing)
@@ -127,13 +127,13 @@ class RedisFleetStore:
         await self._run("publish", [self._keys.hanging], args, nothing)
 
     async def take_turn(self, work: str, for_s: float) -> bool:
-        return await self._send(Call(("SET", self._keys.mutex(work), "taken", "NX", "PX", ms(for_s)), bool))
+        return await self._send(Operation(("SET", self._keys.mutex(work), "taken", "NX", "PX", ms(for_s)), bool))
 
     async def overdue(self) -> Counter[str]:
         return await self._run("overdue", [self._keys.hanging], [], _counts)
 
     async def state(self) -> tuple[float, Mapping[str, Observed]]:
-        return await self._send(state_call(self._keys, self._prelude))
+        return await self._send(state_operation(self._keys, self._prelude))
 
 
 @lru_cache
@@ -143,27 +143,27 @@ def _places(keys: Keys, endpoint_id: str, shared: bool) -> tuple[str, ...]:
     return tuple(key(name) for name in names for key in (keys.usage, keys.calls))
 
 
-def mark_call(
+def mark_operation(
     keys: Keys,
     what: Mark,
     endpoint_ids: Sequence[str],
     reason: str = "",
     for_s: float = 0,
     prelude: str = CLOCK + SHARED,
-) -> Call[None]:
+) -> Operation[None]:
     """Mark endpoints `cooldown`, `disabled`, `isolated` or `restored`; also for an operator's commands."""
     script = Script.load("turnout_workers.state", "mark", prelude)
     places = [keys.endpoints, *map(keys.usage, endpoint_ids)]
-    return script.call(places, [what, reason, ms(for_s), *endpoint_ids], nothing)
+    return script.operation(places, [what, reason, ms(for_s), *endpoint_ids], nothing)
 
 
-def state_call(keys: Keys, prelude: str = CLOCK + SHARED) -> Call[tuple[float, Mapping[str, Observed]]]:
+def state_operation(keys: Keys, prelude: str = CLOCK + SHARED) -> Operation[tuple[float, Mapping[str, Observed]]]:
     """Read all that is known; also for whoever only looks on."""
     script = Script.load("turnout_workers.state", "state", prelude)
-    return script.call([keys.endpoints], [], _state)
+    return script.operation([keys.endpoints], [], _state)
 
 
-def latencies_call(keys: Keys) -> Call[Mapping[str, Sequence[int]]]:
+def latencies_operation(keys: Keys) -> Operation[Mapping[str, Sequence[int]]]:
     """Read how many answers took how long, by endpoint and `latency.bucket`: for people, and so apart from what workers
     read all the time."""
 
@@ -174,17 +174,17 @@ def latencies_call(keys: Keys) -> Call[Mapping[str, Sequence[int]]]:
             found.setdefault(endpoint, [0] * latency.BUCKETS)[int(bucket)] = int(count)
         return found
 
-    return Call(("HGETALL", keys.latencies), decode)
+    return Operation(("HGETALL", keys.latencies), decode)
 
 
-def accounts_call(keys: Keys, names: Sequence[str]) -> Call[Mapping[str, Account]]:
+def accounts_operation(keys: Keys, names: Sequence[str]) -> Operation[Mapping[str, Account]]:
     """Read what accounts, at least one, have spent; also for whoever only looks on."""
 
     def decode(reply: Any) -> dict[str, Account]:
         sums = iter([int(one or 0) for one in reply])
         return {name: Account(*islice(sums, len(COLUMNS))) for name in names}
 
-    return Call(("HMGET", keys.money, *(f"{name}|{column}" for name in names for column in COLUMNS)), decode)
+    return Operation(("HMGET", keys.money, *(f"{name}|{column}" for name in names for column in COLUMNS)), decode)
 
 
 # --- what goes over the wire -------------------------------------------------------------------------------
