@@ -332,7 +332,7 @@ class InferenceResponse(Tolerant):
     finish_raw: str | None = None
     usage: Usage = Usage()
     cost_microusd: int | None = Field(default=None, ge=0)
-    """None: the endpoint's price is unknown, which is never counted as nothing."""
+    """None: unknown, as the endpoint's price is, or the tokens that it counted. That is never counted as nothing."""
     provider: str
     model_requested: str
     """Our name of the model that the router chose."""

@@ -86,7 +86,7 @@ class JobResult(Tolerant):
     """When its first attempt began."""
     settled_at: float | None = None
     cost_microusd: int = Field(default=0, ge=0)
-    """Over all attempts. A call of unknown price adds nothing here: see `response.cost_microusd`."""
+    """Over all attempts. A call of unknown cost adds nothing here: see `response.cost_microusd`."""
     unsure_microusd: int = Field(default=0, ge=0)
 
     @classmethod
@@ -117,7 +117,7 @@ class JobResult(Tolerant):
                 response.provider,
                 response.model_requested,
                 f"{response.usage.total_tokens} tokens",
-                "price unknown" if unpriced else dollars(self.cost_microusd),
+                "cost unknown" if unpriced else dollars(self.cost_microusd),
                 f"{response.latency_s:.1f} s",
             ]
         else:

@@ -29,7 +29,10 @@ class Built(ConnectorConformance):
 
 class TestOpenAI(Built):
     kind = "openai"
-    answer: ClassVar = {"choices": [{"message": {"content": "Hello"}, "finish_reason": "stop"}]}
+    answer: ClassVar = {
+        "choices": [{"message": {"content": "Hello"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 2},
+    }
     events: ClassVar = (
         {"choices": [{"delta": {"content": "Hel"}}]},
         {"choices": [{"delta": {"content": "lo"}, "finish_reason": "stop"}]},
@@ -44,7 +47,6 @@ class TestAnthropic(Built):
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
         {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hello"}},
         {"type": "message_delta", "delta": {"stop_reason": "end_turn"}},
-        {"type": "message_stop"},
     )
 
 

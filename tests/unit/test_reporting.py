@@ -72,6 +72,40 @@ async def test_what_a_call_has_cost_is_told_also_after_a_long_outage(
     assert store.times == 3 - reports
 
 
+FILTERED = Failure(FailureKind.CONTENT_FILTERED, "filtered: refusal", Billed.MAYBE)
+
+
+@pytest.mark.parametrize(
+    ("cost_microusd", "failure", "spent", "unsure"),
+    [
+        (4, None, 4, False),
+        (0, None, 0, False),
+        (None, None, 0, True),  # its tokens are an estimate
+        (4, replace(FILTERED, billed=Billed.YES), 4, False),
+        (None, replace(FILTERED, billed=Billed.YES), 0, True),
+        (4, replace(FILTERED, billed=Billed.NO), 0, False),
+    ],
+)
+def test_what_a_call_has_cost_is_spent_if_it_is_certain_and_else_unsure(
+    cost_microusd: int | None, failure: Failure | None, spent: int, unsure: bool
+) -> None:
+    at = endpoint(price=Price(1.0, 1.0))
+    best = rank(JobProfile.of(request()), snapshot(at), 0.0, random.Random(0)).best
+    assert best is not None
+    assert best.upper_cost_microusd
+    response = InferenceResponse(provider="groq", model_requested="m", model_served="m", cost_microusd=cost_microusd)
+    call = Finished("job:1:0", best, 0.0, 1.0, response, failure)
+    assert (call.cost_microusd, call.unsure_microusd) == (spent, best.upper_cost_microusd if unsure else 0)
+
+
+def test_a_refusal_that_may_be_free_is_unsure_by_what_it_costs_if_it_is_not() -> None:
+    best = rank(JobProfile.of(request()), snapshot(endpoint(price=Price(1.0, 1.0))), 0.0, random.Random(0)).best
+    assert best is not None
+    response = InferenceResponse(provider="groq", model_requested="m", model_served="m", cost_microusd=4)
+    call = Finished("job:1:0", best, 0.0, 1.0, response, FILTERED)
+    assert (call.cost_microusd, call.unsure_microusd) == (0, 4)
+
+
 @pytest.mark.parametrize(
     ("ttft_s", "s_per_token", "sizes"),
     [(0.2, 0.0, [8]), (0.3, 0.005, [50]), (3.0, 0.1, [50]), (0.5, 0.02, [20, 300])],

@@ -41,7 +41,7 @@ DOWN = OK.model_copy(update={"failure": "unavailable", "message": "connection re
                 response=ANSWER.model_copy(update={"cost_microusd": None, "simulated": True}),
                 attempts=(OK,),
             ),
-            "groq · llama-3.3-70b · 412 tokens · price unknown · 0.8 s · simulated",
+            "groq · llama-3.3-70b · 412 tokens · cost unknown · 0.8 s · simulated",
         ),
         (
             JobResult(

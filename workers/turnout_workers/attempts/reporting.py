@@ -51,16 +51,26 @@ class Finished:
     """It ended long after its deadline: this process was paused, and its answer may be there, though nobody read it."""
 
     @property
+    def billed(self) -> Billed:
+        return self.failure.billed if self.failure else Billed.YES
+
+    @property
     def cost_microusd(self) -> int:
         """What the call has cost for sure."""
-        return (self.response.cost_microusd or 0) if self.response else 0
+        return (self._price_microusd or 0) if self.billed is Billed.YES else 0
 
     @property
     def unsure_microusd(self) -> int:
-        """What it may have cost: even of a call that was surely billed nobody told us the amount."""
-        if self.failure is None or self.response is not None or self.failure.billed is Billed.NO:
+        """What it may have cost: whether it is billed is not certain, or it is, but nobody told us the amount."""
+        price = self._price_microusd
+        if self.billed is Billed.NO or (self.billed is Billed.YES and price is not None):
             return 0
-        return self.chosen.upper_cost_microusd or 0
+        return (self.chosen.upper_cost_microusd or 0) if price is None else price
+
+    @property
+    def _price_microusd(self) -> int | None:
+        """What the call costs if it is billed; None: unknown."""
+        return self.response.cost_microusd if self.response else None
 
     @property
     def attempt(self) -> Attempt:

@@ -169,9 +169,9 @@ def closing_line(tally: Tally, took_s: float, ceiling_microusd: int | None) -> s
     parts.append(counted(tally.failovers, "failover"))
     parts.append(f"{under(ceiling_microusd, tally)} spent")
     if tally.unsure_microusd:
-        parts.append(f"up to {steady_usd(tally.unsure_microusd)} more that a failed call may have cost")
+        parts.append(f"up to {steady_usd(tally.unsure_microusd)} more that calls may have cost")
     if tally.unpriced:
-        parts.append(f"{counted(tally.unpriced, 'call')} of unknown price")
+        parts.append(f"{counted(tally.unpriced, 'call')} of unknown cost")
     if tally.warned:
         parts.append(f"{counted(tally.warned, 'answer')} with warnings")
     return " · ".join(parts)

@@ -42,7 +42,7 @@ class Metrics:
         self._call_s = histogram("turnout_call_seconds", "Of successful calls.", "endpoint", CALLS_S)
         self._tokens = counter("turnout_tokens", "Tokens of successful calls.", "endpoint", "direction")
         self._spent = counter("turnout_spend_usd", "What calls have cost for sure.", "endpoint")
-        self._unsure = counter("turnout_unsure_usd", "What broken calls may have cost.", "endpoint")
+        self._unsure = counter("turnout_unsure_usd", "What calls may have cost besides.", "endpoint")
         self._moves = counter("turnout_failovers", "Jobs that changed providers.", "source", "target", "failure")
         self._cut = Counter(
             "turnout_lease_losses", "Jobs that were lost to another worker, their calls aborted.", registry=registry

@@ -26,6 +26,7 @@ from turnout_workers.providers.wire import (
     plausible_usage,
     tool_calls,
 )
+from turnout_workers.routing.failure import Billed
 from turnout_workers.routing.fleet import Endpoint
 
 FINISH = {
@@ -133,6 +134,8 @@ class AnthropicConnector(Connector):
             tool_calls=tool_calls((call.get("id"), call["name"], call.get("input")) for call in calls),
             finish=FINISH.get(raw, FinishReason.OTHER),
             finish_raw=raw,
+            # Anthropic says that it doesn't bill a refusal before the first word, and reports its tokens all the same.
+            billed=Billed.MAYBE if raw == "refusal" else Billed.YES,
             usage=plausible_usage(_usage, told),
             service_tier="fast" if how.get("speed") == "fast" else how.get("service_tier"),
             surcharge=US_SURCHARGE if how.get("inference_geo") == "us" else 1.0,
@@ -165,8 +168,10 @@ class _Events:
                 self._inputs[index].append(delta.get("partial_json") or "")
                 return str(said)
             case "message_delta":
-                self._message["stop_reason"] = event["delta"].get("stop_reason")
-                news = {name: value for name, value in (event.get("usage") or {}).items() if value is not None}
+                if (reason := event["delta"].get("stop_reason")) is not None:  # all blocks have ended by then
+                    self._message["stop_reason"], self._stopped = reason, True
+                # Some gateways repeat the counts of the start as 0 or null.
+                news = {name: value for name, value in (event.get("usage") or {}).items() if value}
                 self._message["usage"] = {**(self._message.get("usage") or {}), **news}
             case "message_stop":
                 self._stopped = True

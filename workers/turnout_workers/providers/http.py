@@ -171,15 +171,21 @@ class Exchange:
         """Each event's data. Whether the stream was complete is for the wire format to say."""
         begun = False
         async for data in body.server_sent(self):
-            if data.startswith(body.DONE):  # the end of the body, when another call can have the connection, is due
-                self._ends_at = min(self._ends_at, self._now() + END_S)
+            if data.startswith(body.DONE):
+                self._end_soon()
                 continue
             event = body.parsed(data)
             self._raise_if_error(event, begun)
             if not isinstance(event, dict):
                 raise malformed("an event that is no JSON object", self.headers)
             begun = True
+            if body.at(event, "delta", "stop_reason"):  # Anthropic's last word, after which pings may come for ever
+                self._end_soon()
             yield event
+
+    def _end_soon(self) -> None:
+        """All has been said: the end of the body, when another call can have the connection, is due."""
+        self._ends_at = min(self._ends_at, self._now() + END_S)
 
     def __aiter__(self) -> Self:
         return self

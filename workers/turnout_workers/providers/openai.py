@@ -134,6 +134,8 @@ class _Chunks:
         said = ""
         for choice in (event.get("choices") or ())[:1]:
             self._finish = choice.get("finish_reason") or self._finish
+            if choice.get("usage"):  # Moonshot's place for it
+                self._rest["usage"] = choice["usage"]
             delta = choice.get("delta") or {}
             said = _text(delta.get("content"))
             self._text.append(said)

@@ -33,7 +33,7 @@ def call_cost_microusd(
     tier: str | None,
     surcharge: float = 1.0,
 ) -> int | None:
-    """The cost of one call; None: unknown.
+    """The cost of one call; None: unknown, as it is where the tokens of a call that isn't free are an estimate.
 
     told_usd: what the provider itself says that it cost. tier: the service tier in which it was served, which may have
     another list price than the one that was asked for. surcharge: by what list prices are multiplied. An operator's own
@@ -45,10 +45,11 @@ def call_cost_microusd(
     if price is None:
         return None
     if price.source == OPERATOR:
-        return cost_microusd(price, usage)
-    if tier:
+        surcharge = 1.0
+    elif tier:
         price = price_of(preset, endpoint.served_model, endpoint.model, tier) or price
-    return math.ceil(round(cost_microusd(price, usage) * surcharge, 6))
+    cost = math.ceil(round(cost_microusd(price, usage) * surcharge, 6))
+    return None if cost and usage.source == "estimated" else cost
 
 
 def cost_microusd(price: Price, usage: Usage) -> int:

@@ -128,6 +128,8 @@ class Answer:
     embeddings: tuple[tuple[float, ...], ...] = ()
     finish: FinishReason = FinishReason.STOP
     finish_raw: str | None = None
+    billed: Billed = Billed.YES
+    """Whether it is billed if it was filtered, and says nothing."""
     usage: Usage | None = None
     """None: not reported, or not to be believed."""
     cost_usd: float | None = None
@@ -204,15 +206,15 @@ def failure_of(answer: Answer, draft: RequestDraft) -> Failure | None:
     stopped = "stop" in draft.used and answer.finish is FinishReason.STOP
     if not (answer.text or answer.tool_calls or answer.refusal or stopped or answer.finish is FinishReason.LENGTH):
         if answer.finish is FinishReason.CONTENT_FILTER:
-            return filtered(answer.finish_raw)
+            return filtered(answer.finish_raw, answer.billed)
         return Failure(FailureKind.EMPTY, "an empty answer", Billed.YES)
     return None
 
 
-def filtered(why: object) -> Failure:
+def filtered(why: object, billed: Billed = Billed.YES) -> Failure:
     """The provider's policy withheld the answer. `why`: its reason, if it is one word; more might repeat the prompt."""
     word = why if isinstance(why, str) and why.isidentifier() and len(why) <= 40 else "no reason given"
-    return Failure(FailureKind.CONTENT_FILTERED, f"filtered: {word}", Billed.YES)
+    return Failure(FailureKind.CONTENT_FILTERED, f"filtered: {word}", billed)
 
 
 def plausible_usage(read: Callable[[Any], Usage], told: Any) -> Usage | None:
