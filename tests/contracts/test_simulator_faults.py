@@ -218,7 +218,7 @@ def test_the_command_prints_the_addresses_of_a_scenario_and_writes_its_callers_c
         assert told["providers"] == {"sim-one": f"{told['url']}/sim-one/v1"}
         with pytest.raises(ConnectionError):
             urlopen(f"{told['providers']['sim-one']}/chat/completions", b"{}")
-        tables = load(Source(str(written)), {}).file.providers
+        tables = load(Source(str(written)), {}).config.providers
         assert {name: table.base_url for name, table in tables.items()} == told["providers"]
         process.terminate()
         assert process.wait(60) == 0

@@ -135,7 +135,7 @@ class Reloading(dict[str, CloudProviderBase]):
 
 def test_a_job_outlives_a_reload_between_its_admission_and_its_call(done: Done) -> None:
     async def work(bench: Bench) -> None:
-        bench.in_force.connectors = Reloading(bench.in_force.connectors)
+        bench.current.connectors = Reloading(bench.current.connectors)
         await bench.finish()
 
     result = done(Scenario(wish={"only": ["cheap"]}), work)
@@ -156,7 +156,7 @@ def test_an_answer_that_is_paid_for_is_kept_though_its_last_pieces_cannot_be_str
                 return outcome
 
         provider = Answering(())
-        bench.in_force.connectors = {**bench.in_force.connectors, CHEAP.id: provider}
+        bench.current.connectors = {**bench.current.connectors, CHEAP.id: provider}
         attempt = asyncio.create_task(bench.attempt(bench.worker, lambda attempt: attempt))
         while bench.line.stuck is None:
             await asyncio.sleep(1)
@@ -243,7 +243,7 @@ def test_where_two_were_asked_at_once_and_neither_can_do_it_the_reason_is_told(l
             raise ProviderError(failing(FailureKind.CONTEXT_LENGTH))
 
     async def work(bench: Bench) -> None:
-        bench.in_force.connectors = {CHEAP.id: Declining(()), DEAR.id: Declining(())}
+        bench.current.connectors = {CHEAP.id: Declining(()), DEAR.id: Declining(())}
         await bench.finish()
 
     result = done(Scenario(wish={"lane": lane}), work)

@@ -38,8 +38,8 @@ from turnout_workers.background.heartbeat import Heartbeat
 from turnout_workers.background.housekeeping import Housekeeping
 from turnout_workers.background.spool import Spool, SpoolDrain
 from turnout_workers.config import Settings
-from turnout_workers.config.in_force import InForce
-from turnout_workers.config.tables import File, RouterTable
+from turnout_workers.config.current_config import CurrentConfig
+from turnout_workers.config.tables import RouterTable
 from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase
 from turnout_workers.providers.errors import ProviderError
@@ -254,7 +254,7 @@ class Worker:
             parking=Parking(bench.ledger, bench.send),
             ceilings=bench.ceilings,
             spool=bench.spool,
-            in_force=bench.in_force,
+            current=bench.current,
             metrics=METRICS,
             rng=random.Random(1),
         )
@@ -287,12 +287,12 @@ class Bench:
         self.fleet = Fleet((CHEAP, DEAR))
         self.poller = SnapshotPoller(self.store, self.fleet, monotonic=lambda: 0.0)
         self.providers = [Simulated(scenario.cheap), Simulated(())]
-        file = File(router=RouterTable(default_strategy="cost", hedge=True))
+        file = Config(router=RouterTable(default_strategy="cost", hedge=True))
         by_endpoint = dict(zip((CHEAP.id, DEAR.id), self.providers, strict=True))
-        self.in_force = InForce(Settings(file, {}, {}, "1", "the test"), by_endpoint)
-        self.ceilings = ConfiguredCeilings(self.in_force, self.poller.now)
+        self.current = CurrentConfig(Settings(file, {}, {}, "1", "the test"), by_endpoint)
+        self.ceilings = ConfiguredCeilings(self.current, self.poller.now)
         self.spool = Spool(spool, "redis://the-test", "t")
-        self.keeping = Housekeeping(self.ledger, self.send, self.store, "keeper", self.in_force, (), lambda *_: None)
+        self.keeping = Housekeeping(self.ledger, self.send, self.store, "keeper", self.current, (), lambda *_: None)
         self.worker, self.other = Worker(self, "struck"), Worker(self, "other")
         self.ends: list[End | None] = []
 
@@ -388,7 +388,7 @@ class Bench:
 
     async def deliver(self) -> None:
         """What waits on disk."""
-        drain = SpoolDrain(self.spool, self.ledger, self.send, self.store, self.in_force)
+        drain = SpoolDrain(self.spool, self.ledger, self.send, self.store, self.current)
         for path in self.spool:
             await drain._settle(path)
 

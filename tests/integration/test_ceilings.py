@@ -17,7 +17,7 @@ from tests.integration.test_cancellation import JOB, Bench, HastyLoop, Line, Sce
 from turnout.ledger import Keys, Ledger, NewJob, run
 from turnout.request import InferenceRequest, RoutingConstraints
 from turnout_workers.config import Settings
-from turnout_workers.config.tables import File
+from turnout_workers.config.tables import Config
 from turnout_workers.routing.fleet import Endpoint, Fleet, Price
 from turnout_workers.routing.record import excluded
 from turnout_workers.state.store import Mark
@@ -58,8 +58,8 @@ def called(redis_url: str, flushed: redis.Redis, tmp_path: Path) -> Called:
             bench = Bench(flushed, line, tmp_path, Scenario())
             providers = {endpoint.id: Simulated(()) for endpoint in endpoints}
             bench.poller.use(Fleet(endpoints))
-            bench.in_force.connectors = dict(providers)
-            bench.in_force.settings = Settings(File(**file), {}, {}, "1", "the test")
+            bench.current.connectors = dict(providers)
+            bench.current.settings = Settings(Config(**file), {}, {}, "1", "the test")
             job = NewJob.of(JOB, InferenceRequest(prompt="?", constraints=RoutingConstraints(lane="batch")), batch="b")
             run(flushed, [bench.ledger.enqueue(job)])
             if batch_microusd is not None:

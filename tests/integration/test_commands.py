@@ -382,9 +382,9 @@ def test_providers_that_nobody_configured_are_discovered_on_this_machine(bare: p
     told = CliRunner().invoke(main, ["providers", "--json"])
     assert [one["endpoint"] for one in json.loads(told.output)["endpoints"]] == ["ollama/llama3.3:70b"]
     assert "ollama: unavailable" in CliRunner().invoke(main, ["providers", "--check"]).output
-    assert [*deployment().settings.file.providers] == ["ollama"]
+    assert [*deployment().settings.config.providers] == ["ollama"]
     bare.setenv("GROQ_API_KEY", "k")
-    assert [*deployment().settings.file.providers] == ["groq"]
+    assert [*deployment().settings.config.providers] == ["groq"]
 
 
 def test_what_the_last_worker_had_at_work_when_it_was_killed_is_told_as_such(

@@ -107,7 +107,7 @@ def test_the_pages_as_a_browser_shows_them(here: local.Local, watching: Flower, 
         assert result.summary()[:60] in html.unescape(tasks)
     providers = looked_at(f"{watching.url}/providers", pictures / "providers.png")
     assert ">Providers</a>" in tasks
-    for endpoint in here.settings.file.providers:
+    for endpoint in here.settings.config.providers:
         assert f'<tr id="{endpoint}/' in providers
     assert providers.count(">Isolate</button>") == providers.count('<tr id="')
     for picture in (pictures / "tasks.png", pictures / "providers.png"):

@@ -94,6 +94,6 @@ def test_nobody_waits_for_the_leases_of_those_who_died_with_it(
 def test_a_simulated_fleet_is_found_again_when_it_is_started_again(tmp_path: Path) -> None:
     for _ in range(2):  # each time at another port
         with local.running(tmp_path, None, DEFAULT) as here:
-            urls = [table.base_url for table in here.settings.file.providers.values() if table.kind == "openai"]
+            urls = [table.base_url for table in here.settings.config.providers.values() if table.kind == "openai"]
             assert urls
             assert {urlopen(f"{url}/models").status for url in urls} == {200}

@@ -18,15 +18,15 @@ from turnout_workers.background import housekeeping, tasks
 from turnout_workers.background.housekeeping import Housekeeping
 from turnout_workers.background.tasks import cancel_all, run_repeatedly
 from turnout_workers.config import Settings, Source
-from turnout_workers.config.in_force import InForce
-from turnout_workers.config.tables import File
+from turnout_workers.config.current_config import CurrentConfig
+from turnout_workers.config.tables import Config
 from turnout_workers.monitoring.metrics import Recovery
 from turnout_workers.providers.base import CloudProviderBase
 from turnout_workers.runtime import _close
 from turnout_workers.state.exchange import exchange
 from turnout_workers.state.memory import MemoryFleetStore
 
-IN_FORCE = InForce(Settings(File(), {}, {}, "1", Source("the test")))
+CURRENT = CurrentConfig(Settings(Config(), {}, {}, "1", Source("the test")))
 
 
 @pytest.mark.parametrize("error", [ValueError("unforeseen"), PermissionError("unforeseen")])
@@ -146,7 +146,7 @@ async def test_with_memory_full_the_jobs_of_the_dead_are_taken_back_all_the_same
             swept.set()
 
     store = MemoryFleetStore(lambda: 0.0)
-    housekeeping = Housekeeping(ledger, call, store, "w", IN_FORCE, (), recovered)
+    housekeeping = Housekeeping(ledger, call, store, "w", CURRENT, (), recovered)
     try:
         await call(ledger.enqueue(new_job("a")))
         await call(ledger.claim("a", "dead", 0.001))
@@ -167,7 +167,7 @@ async def test_however_many_messages_of_a_lane_are_lost_one_wait_brings_all_of_t
     ids = {f"job {n}" for n in range(35)}
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         call, ledger, store = Coalescer(client, send_commands=exchange), Ledger(), MemoryFleetStore(lambda: 0.0)
-        keeping = Housekeeping(ledger, call, store, "w", IN_FORCE, (), lambda *_: None)
+        keeping = Housekeeping(ledger, call, store, "w", CURRENT, (), lambda *_: None)
         await call.all(*(ledger.enqueue(new_job(id)) for id in ids))
         await client.delete(queue := ledger.keys.queue("standard"))
         await client.wait(1, 2)  # for no replica: so that their places are past
@@ -190,7 +190,7 @@ async def test_with_memory_full_and_a_message_lost_all_parts_of_a_round_are_done
 
     async with redis.asyncio.Redis.from_url(server.url) as client:
         call, ledger, store = Coalescer(client, send_commands=exchange), Ledger(), MemoryFleetStore(lambda: 0.0)
-        keeping = Housekeeping(ledger, call, store, "w", IN_FORCE, (also,), lambda *_: None)
+        keeping = Housekeeping(ledger, call, store, "w", CURRENT, (also,), lambda *_: None)
         try:
             await call(ledger.enqueue(new_job("a")))
             await client.delete(ledger.keys.queue("standard"))
@@ -210,7 +210,7 @@ async def test_a_redis_that_is_full_or_begins_to_evict_is_told_of_once_and_once_
     caplog.set_level(logging.INFO, "turnout_workers.background.housekeeping")
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         send, store = Coalescer(client), MemoryFleetStore(lambda: 0.0)
-        housekeeping = Housekeeping(Ledger(), send, store, "w", IN_FORCE, (), lambda *_: None)
+        housekeeping = Housekeeping(Ledger(), send, store, "w", CURRENT, (), lambda *_: None)
         used = (await client.info("memory"))["used_memory"]
         try:
             for limit in (int(used * 1.05), int(used * 1.05), 0, 0):
@@ -244,7 +244,7 @@ async def test_what_was_spoilt_in_redis_stops_one_part_of_a_round(redis_url: str
             done.extend([how] * count)
 
         store = MemoryFleetStore(lambda: 0.0)
-        housekeeping = Housekeeping(ledger, call, store, "w", IN_FORCE, (also,), recovered)
+        housekeeping = Housekeeping(ledger, call, store, "w", CURRENT, (also,), recovered)
         await call(ledger.enqueue(new_job("a")))
         await call(ledger.claim("a", "dead", 60))
         await client.zadd(ledger.keys.leases, {"a": 1})  # its end

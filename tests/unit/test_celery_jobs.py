@@ -32,12 +32,12 @@ async def test_a_request_that_came_while_redis_is_away_is_not_lost(monkeypatch: 
 
     nothing: Any = None
     call: Any = Away()
-    in_force: Any = SimpleNamespace(file=SimpleNamespace(retention=SimpleNamespace(results_s=10)))
+    current: Any = SimpleNamespace(file=SimpleNamespace(retention=SimpleNamespace(results_s=10)))
     taken = celery_jobs.CeleryJobs(Ledger(), call, nothing)
     assert await taken.accept("a", [["Why?"], {}, {}], None) is None
     assert not replies
     replies += [redis.ConnectionError("away"), nothing]
-    refused = await celery_jobs.CeleryJobs(Ledger(), call, in_force).accept("a", [[], {"prompt": 1}, None], None)
+    refused = await celery_jobs.CeleryJobs(Ledger(), call, current).accept("a", [[], {"prompt": 1}, None], None)
     assert refused is not None, "and what becomes of one that is no request is told when Redis is back"
     assert not replies
 
@@ -55,8 +55,8 @@ async def test_who_sent_what_nobody_foresaw_is_told_and_does_not_wait_for_nothin
             stored.extend(call.command for call in calls)
 
     send: Any = Kept()
-    in_force: Any = SimpleNamespace(file=SimpleNamespace(retention=SimpleNamespace(results_s=10)))
-    accepting = celery_jobs.CeleryJobs(Ledger(), send, in_force).accept
+    current: Any = SimpleNamespace(file=SimpleNamespace(retention=SimpleNamespace(results_s=10)))
+    accepting = celery_jobs.CeleryJobs(Ledger(), send, current).accept
     refused = await accepting("a", [["Why?"], {}, {"chain": [{"args": [object()]}]}], None)
     assert refused is not None
     assert refused.error is not None

@@ -132,7 +132,7 @@ def test_the_handbook_tells_each_published_address() -> None:
 
 
 def test_a_worker_has_longer_to_stop_than_it_takes_with_a_silent_redis() -> None:
-    limit_s = config.load(config.Source(str(COMPOSE / "config/simulated.toml")), {}).file.worker.drain_s + 40
+    limit_s = config.load(config.Source(str(COMPOSE / "config/simulated.toml")), {}).config.worker.drain_s + 40
     assert float(SERVICES["worker"]["stop_grace_period"].removesuffix("s")) >= limit_s
     [pod] = [
         one["spec"]["template"]["spec"]

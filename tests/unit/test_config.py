@@ -165,13 +165,13 @@ def test_an_error_from_the_environment_names_its_variable() -> None:
 def test_the_environment_overrides_the_file() -> None:
     text = "redis_url = 'redis://file/0'\n[worker]\nconcurrency = 5"
     environ = {"REDIS_URL": "redis://environment/0", "TURNOUT_CONCURRENCY": "7", "TURNOUT_STRATEGY": "cost"}
-    file = settings(text, environ).file
-    assert (file.redis_url, file.worker.concurrency) == ("redis://environment/0", 7)
-    assert file.router.default_strategy is RoutingStrategy.COST_OPTIMIZED
+    config = settings(text, environ).config
+    assert (config.redis_url, config.worker.concurrency) == ("redis://environment/0", 7)
+    assert config.router.default_strategy is RoutingStrategy.COST_OPTIMIZED
 
 
 def test_a_lane_left_out_keeps_its_own_default() -> None:
-    lanes = settings("[lanes.standard]\nreserved_share = 0.2").file.lanes
+    lanes = settings("[lanes.standard]\nreserved_share = 0.2").config.lanes
     assert [getattr(lanes, lane).reserved_share for lane in Lane] == [0.0, 0.2, 0.35]
 
 
@@ -252,15 +252,15 @@ def test_the_example_is_right_and_shows_every_field() -> None:
     with pytest.raises(ConfigError, match="holds spaces"):  # the example's key file stands for a real one
         settings(text, ENVIRON)
     text = text.replace(f'api_key_file = "{ROOT / "README.md"}"', 'api_key = "from-file"')
-    file = settings(text, ENVIRON).file
+    config = settings(text, ENVIRON).config
     named = set(re.findall(r"^(?:# )?(\w+) = ", text, re.MULTILINE))
     for table in (CeilingTable, WebhookTable, ProviderTable, ModelTable):
         assert table.model_fields.keys() <= named
     assert {"redis_url", "namespace"} <= named
-    for shown in (file.router, file.worker, file.lanes, file.retention):
+    for shown in (config.router, config.worker, config.lanes, config.retention):
         assert shown.model_dump() == type(shown)().model_dump(), "what is shown is the default"
         assert shown.model_fields_set == set(type(shown).model_fields)
-    assert file.monitoring == MonitoringTable(metrics_port=9464)
+    assert config.monitoring == MonitoringTable(metrics_port=9464)
 
 
 def test_the_example_names_every_preset() -> None:
@@ -272,9 +272,9 @@ def test_a_server_of_ones_own_is_no_preset_and_has_no_list_price() -> None:
     """It takes the wire format and no vendor's additions; what it costs is for the operator to say."""
     text = "[providers.{}]\nbase_url = 'http://x'\nmodels = ['gpt-5.4-mini']"
     for name, preset in (("office", GENERIC), ("vllm", DIALECTS["vllm"])):
-        file = settings(text.format(name))
-        (endpoint,) = accounts(file)[0].endpoints
-        assert (file.file.providers[name].preset, endpoint.price) == (preset, None)
+        found = settings(text.format(name))
+        (endpoint,) = accounts(found)[0].endpoints
+        assert (found.config.providers[name].preset, endpoint.price) == (preset, None)
 
 
 def test_a_vendors_own_format_is_its_preset_under_any_name() -> None:
@@ -337,7 +337,7 @@ def test_a_providers_limits_are_shared_by_its_models_and_bound_each_of_them() ->
 def test_a_file_is_found_by_the_variable_before_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "turnout.toml").write_text("namespace = 'here'")
-    assert configured({}).file.namespace == "here"
+    assert configured({}).config.namespace == "here"
     with pytest.raises(ConfigError, match=r"/there.toml: can't be read: No such file"):
         configured({"TURNOUT_CONFIG": "/there.toml"})
     assert source({"TURNOUT_CONFIG": "/there.toml"}, Path("told.toml")) == Source("told.toml")
@@ -349,7 +349,7 @@ def test_a_file_is_found_by_the_variable_before_the_folder(tmp_path: Path, monke
 def test_without_a_file_the_environments_keys_are_the_fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     environ = ENVIRON | {"OPENAI_BASE_URL": "http://proxy.example/v1", "PATH": "/bin"}
-    tables = configured(environ).file.providers
+    tables = configured(environ).config.providers
     assert {name: table.kind for name, table in tables.items()} == {
         "openai": "openai",
         "anthropic": "anthropic",
@@ -385,7 +385,7 @@ def test_a_key_may_be_in_a_file_that_the_environment_names(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(
-    ("text", "places"),
+    ("text", "locations"),
     [
         ("[providers.groq]", ("GROQ_API_KEY",)),
         ("[providers.groq]\nbase_url = 'http://x'", ()),
@@ -394,9 +394,9 @@ def test_a_key_may_be_in_a_file_that_the_environment_names(tmp_path: Path, monke
         ("[providers.azure]\nbase_url = 'http://x'\nmodels = ['m']", ("AZURE_OPENAI_API_KEY",)),
     ],
 )
-def test_the_place_of_a_key_is_told_where_there_is_one(text: str, places: tuple[str, ...]) -> None:
-    (table,) = settings(text, with_keys=False).file.providers.values()
-    assert credentials.places(table) == places
+def test_the_location_of_a_key_is_shown_where_there_is_one(text: str, locations: tuple[str, ...]) -> None:
+    (table,) = settings(text, with_keys=False).config.providers.values()
+    assert credentials.key_locations(table) == locations
 
 
 class _Models(BaseHTTPRequestHandler):
@@ -429,10 +429,10 @@ def test_local_servers_are_found_by_what_they_answer() -> None:
         urls = {name: f"http://127.0.0.1:{server.server_port}/{name}" for name in _Models.answers}
         found = discovery.from_local_servers({**urls, "closed": "http://127.0.0.1:1/v1"}, timeout_s=60)
         server.shutdown()
-    file = settings(toml_lines.dumps(found)).file
-    assert list(file.providers) == ["ollama", "vllm", "llamacpp"]
-    assert file.providers["ollama"].models["llama3.2:3b"].input_usd_per_mtok == 0.0
-    assert {name: model.name for name, model in file.providers["llamacpp"].models.items()} == {
+    config = settings(toml_lines.dumps(found)).config
+    assert list(config.providers) == ["ollama", "vllm", "llamacpp"]
+    assert config.providers["ollama"].models["llama3.2:3b"].input_usd_per_mtok == 0.0
+    assert {name: model.name for name, model in config.providers["llamacpp"].models.items()} == {
         "/My_Models/tiny.gguf": "/My Models/tiny.gguf"
     }
 
@@ -443,7 +443,7 @@ def test_the_simulated_fleet_is_configured_like_any_other() -> None:
     simulated: Settings = settings(toml_lines.dumps(scenario.configuration(urls)))
     assert simulated.simulated
     assert all(e.simulated for account in accounts(simulated) for e in account.endpoints)
-    swift = simulated.file.providers["sim-swift"]
+    swift = simulated.config.providers["sim-swift"]
     limit = swift.models["llama-3.3-70b"].requests_per_minute
     assert (swift.base_url, limit) == ("http://127.0.0.1:1/sim-swift", 240)
     model, told = swift.models["llama-3.3-70b"], scenario.providers["sim-swift"]

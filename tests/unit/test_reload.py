@@ -10,7 +10,7 @@ import pytest
 from turnout_workers import runtime
 from turnout_workers.background.reload import Reload
 from turnout_workers.config import Settings, Source, load
-from turnout_workers.config.in_force import InForce
+from turnout_workers.config.current_config import CurrentConfig
 
 GOOD = """
 [providers.office]
@@ -26,22 +26,22 @@ class Worker:
         self.file, self.key = folder / "turnout.toml", folder / "key"
         self.key.write_text("first")
         self.write(GOOD)
-        self.in_force = InForce(load(Source(str(self.file)), {}))
+        self.current = CurrentConfig(load(Source(str(self.file)), {}))
         self.now, self.taken_over = 0.0, 0
-        self.reload = Reload(self.in_force, self.use, {}, lambda: self.now)
+        self.reload = Reload(self.current, self.use, {}, lambda: self.now)
 
     def write(self, text: str) -> None:
         self.file.write_text(text.replace("KEY", str(self.key)))
 
     def use(self, settings: Settings) -> None:
-        if "twice" in settings.file.providers:
+        if "twice" in settings.config.providers:
             raise ValueError("endpoint twice/x is there twice")
-        self.in_force.settings = settings
+        self.current.settings = settings
         self.taken_over += 1
 
     @property
     def uses(self) -> Settings:
-        return self.in_force.settings
+        return self.current.settings
 
     async def follows(self) -> Settings:
         for _ in range(2):
@@ -55,7 +55,7 @@ def worker(tmp_path: Path) -> Worker:
 
 
 def test_no_variable_of_the_environment_is_shown_when_it_is_printed(worker: Worker) -> None:
-    shown = repr(Reload(worker.in_force, worker.use, {"ACME_KEY": "sk-secret"}))
+    shown = repr(Reload(worker.current, worker.use, {"ACME_KEY": "sk-secret"}))
     assert "sk-secret" not in shown
 
 
@@ -65,7 +65,7 @@ async def test_a_change_is_taken_over_once_it_was_read_twice(worker: Worker) -> 
     await worker.reload.check()
     assert worker.uses is before
     await worker.reload.check()
-    assert worker.uses.file.providers["office"].concurrency == 3
+    assert worker.uses.config.providers["office"].concurrency == 3
 
 
 async def test_a_change_is_told_to_other_workers_as_soon_as_it_is_followed(worker: Worker) -> None:
@@ -73,10 +73,10 @@ async def test_a_change_is_told_to_other_workers_as_soon_as_it_is_followed(worke
 
     class Telling(runtime.Worker):
         async def _show_life(self) -> None:
-            told.append(self.in_force.settings.version)
+            told.append(self.current.settings.version)
 
     telling = Telling(worker.uses)
-    telling.in_force = worker.in_force
+    telling.current = worker.current
     for text in (GOOD, GOOD + "concurrency = 3"):
         worker.write(text)
         for _ in range(3):
@@ -146,17 +146,17 @@ async def test_a_file_that_was_not_there_at_first_is_followed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     worker.file.unlink()
-    worker.in_force.settings = load(Source("the environment", GOOD.replace("KEY", str(worker.key))), {})
-    worker.reload = Reload(worker.in_force, worker.use, {})
+    worker.current.settings = load(Source("the environment", GOOD.replace("KEY", str(worker.key))), {})
+    worker.reload = Reload(worker.current, worker.use, {})
     before = await worker.follows()
     worker.write(GOOD + "concurrency = 3")
-    assert (await worker.follows()).file.providers["office"].concurrency == 3
+    assert (await worker.follows()).config.providers["office"].concurrency == 3
     assert (before.source.where, worker.uses.source.where) == ("the environment", "turnout.toml")
 
 
 async def test_how_long_results_are_kept_is_followed(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
     worker.write("[retention]\nresults_s = 60\n" + GOOD)
-    assert (await worker.follows()).file.retention.results_s == 60
+    assert (await worker.follows()).config.retention.results_s == 60
     assert "restart" not in caplog.text
 
 

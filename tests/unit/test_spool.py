@@ -19,8 +19,8 @@ from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import JobResult, JobStatus
 from turnout_workers.background.spool import Spool, SpoolDrain
 from turnout_workers.config import Settings, Source
-from turnout_workers.config.in_force import InForce
-from turnout_workers.config.tables import File
+from turnout_workers.config.current_config import CurrentConfig
+from turnout_workers.config.tables import Config
 from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.redis import RedisFleetStore
 
@@ -86,7 +86,7 @@ def test_what_is_no_settlement_is_put_aside_and_holds_nothing_up(tmp_path: Path)
 async def test_what_is_paid_for_is_taken_by_its_own_fleet_and_kept_where_its_job_is_gone(
     fleet: str | None, there: bool, left: list[str], redis_url: str, flushed: redis.Redis, tmp_path: Path
 ) -> None:
-    edited = File(redis_url="redis://elsewhere")  # which this worker follows once it is restarted
+    edited = Config(redis_url="redis://elsewhere")  # which this worker follows once it is restarted
     ledger, settings = Ledger(Keys()), Settings(edited, {}, {}, "1", Source("the test"))
     if there:
         run(flushed, [ledger.enqueue(NewJob.of("a", InferenceRequest(prompt="A?"))), ledger.claim("a", "other", 60)])
@@ -97,6 +97,6 @@ async def test_what_is_paid_for_is_taken_by_its_own_fleet_and_kept_where_its_job
     spool.keep({**named, "job": "a", "token": 1, "batch": None, "accounts": [], "result": result})
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         store = RedisFleetStore(send := Coalescer(client), ledger.keys)
-        await SpoolDrain(spool, ledger, send, store, InForce(settings)).settle_all()
+        await SpoolDrain(spool, ledger, send, store, CurrentConfig(settings)).settle_all()
     assert [file.suffix for file in tmp_path.iterdir()] == left
     assert (run(flushed, [ledger.result("a")])[0] is not None) == (not left)

@@ -24,19 +24,19 @@ from turnout_workers.background import tasks, webhooks
 from turnout_workers.background.tasks import cancel_all
 from turnout_workers.background.webhooks import Webhooks, message_id
 from turnout_workers.config import ConfigError, Source, load
-from turnout_workers.config.in_force import InForce
-from turnout_workers.config.public_addresses import address_trouble, is_public
+from turnout_workers.config.current_config import CurrentConfig
+from turnout_workers.config.public_addresses import address_problem, is_public
 from turnout_workers.providers.account import Secret
 
 PROVIDER = '[providers.a]\nkind = "openai"\nbase_url = "https://a.example/v1"\nmodels = ["m"]\n'
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
-def in_force(**urls: str) -> InForce:
+def current(**urls: str) -> CurrentConfig:
     """The configuration that has webhooks of these names, in a network of its own."""
     webhook = '[webhooks.{}]\nurl = "{}"\nsecret_env = "HOOK"\nprivate = true\n'
     text = PROVIDER + "".join(webhook.format(*one) for one in urls.items())
-    return InForce(load(Source("a test", text), {"HOOK": SECRET}))
+    return CurrentConfig(load(Source("a test", text), {"HOOK": SECRET}))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_public_address_is() -> None:
     ],
 )
 def test_only_the_operator_can_allow_an_inner_address(url: str, private: bool, trouble: str | None) -> None:
-    told = address_trouble(url, private)
+    told = address_problem(url, private)
     assert told is None if trouble is None else trouble in (told or "")
 
 
@@ -176,7 +176,7 @@ async def test_one_that_is_slow_to_hear_or_of_another_release_holds_up_no_other(
 
     with socket.create_server(("127.0.0.1", 0)) as silent, receiving() as receiver:
         urls = {"slow": f"http://127.0.0.1:{silent.getsockname()[1]}", "quick": receiver.url}
-        running = Webhooks(Hooks(), called, in_force(**urls))  # type: ignore[arg-type]
+        running = Webhooks(Hooks(), called, current(**urls))  # type: ignore[arg-type]
         task = asyncio.create_task(running.run())
         await asyncio.wait_for(told.wait(), 60)
         task.cancel()
@@ -196,7 +196,7 @@ async def test_however_much_is_to_be_told_to_one_that_does_not_answer_others_are
     with socket.create_server(("127.0.0.1", 0)) as silent, receiving() as receiver:
         urls = {"silent": f"http://127.0.0.1:{silent.getsockname()[1]}", "quick": receiver.url}
         async with redis.asyncio.Redis.from_url(redis_url) as client:
-            task = asyncio.create_task(Webhooks(ledger, Coalescer(client), in_force(**urls)).run())
+            task = asyncio.create_task(Webhooks(ledger, Coalescer(client), current(**urls)).run())
             async with asyncio.timeout(60):
                 while not (receiver.of("job 9") and receiver.of("job 19")):
                     await asyncio.sleep(0.01)
@@ -224,7 +224,7 @@ async def test_a_worker_without_the_key_takes_no_telling_from_those_who_have_it(
     run(flushed, [having.cancel("a", None)])
     due = flushed.zrange(having.keys.hooks, 0, -1)
     with receiving() as receiver:
-        known = in_force(app=receiver.url)
+        known = current(app=receiver.url)
         async with redis.asyncio.Redis.from_url(redis_url) as client:
             running = [asyncio.create_task(Webhooks(Lacking(), Coalescer(client), known).run())]
             await asyncio.wait_for(often.wait(), 60)
@@ -246,12 +246,12 @@ async def test_a_worker_that_has_not_read_of_a_webhook_yet_ends_no_telling(
     run(flushed, [ledger.enqueue(NewJob.of("a", InferenceRequest(prompt="A?"), webhook="new"))])
     run(flushed, [ledger.cancel("a", None)])
     with receiving() as receiver:
-        known = in_force()
+        known = current()
         async with redis.asyncio.Redis.from_url(redis_url) as client, asyncio.timeout(60):
             task = asyncio.create_task(Webhooks(ledger, Coalescer(client), known).run())
             while not flushed.hget(ledger.keys.job("a"), "hook_tries"):
                 await asyncio.sleep(0.01)
-            known.settings = in_force(new=receiver.url).settings
+            known.settings = current(new=receiver.url).settings
             while not receiver.of("a"):
                 await asyncio.sleep(0.01)
             await cancel_all([task])
@@ -273,7 +273,7 @@ async def test_what_is_no_longer_kept_when_it_is_to_be_told_again_is_given_up_al
         flushed.delete(ledger.keys.result(id))
     flushed.delete(ledger.keys.job("expired"))
     async with redis.asyncio.Redis.from_url(redis_url) as client, asyncio.timeout(60):
-        task = asyncio.create_task(Webhooks(ledger, Coalescer(client), in_force()).run())
+        task = asyncio.create_task(Webhooks(ledger, Coalescer(client), current()).run())
         while flushed.zcard(ledger.keys.hooks):
             await asyncio.sleep(0.01)
         await cancel_all([task])
@@ -299,7 +299,7 @@ async def test_a_redis_that_stays_away_is_told_of_once(
             often.set()
         raise redis.ConnectionError("away")
 
-    running = Webhooks(Ledger(), away, in_force(ours="http://127.0.0.1:9"))  # type: ignore[arg-type]
+    running = Webhooks(Ledger(), away, current(ours="http://127.0.0.1:9"))  # type: ignore[arg-type]
     with caplog.at_level(logging.WARNING):
         task = asyncio.create_task(running.run())
         await asyncio.wait_for(often.wait(), 60)

@@ -33,7 +33,7 @@ from turnout_workers.task import Infer
 
 settings = configured(os.environ)
 
-app = celery_app(settings.file.redis_url, events=Events)
+app = celery_app(settings.config.redis_url, events=Events)
 app.conf.update(
     # The ledger is the acknowledgement: a message is only a hint. (With late acks, Celery 5.7.0 exits when
     # Redis restarts.)
@@ -45,18 +45,18 @@ app.conf.update(
     task_default_queue=Lane.STANDARD.value,
     # Settling a job writes Celery's result record, in the same step; Celery itself stores nothing.
     task_ignore_result=True,
-    result_expires=int(settings.file.retention.results_s),
+    result_expires=int(settings.config.retention.results_s),
     accept_content=["json"],
     # What Celery's own command takes where it is given no -P and no -c.
     worker_pool=f"{TaskPool.__module__}:{TaskPool.__name__}",
-    worker_concurrency=settings.file.worker.concurrency,
+    worker_concurrency=settings.config.worker.concurrency,
     worker_prefetch_multiplier=1,
     worker_disable_rate_limits=True,
     worker_consumer=f"{PatientConsumer.__module__}:{PatientConsumer.__name__}",
     # It concerns tasks that are acknowledged late, and so none; but without it Celery warns at each reconnect.
     worker_cancel_long_running_tasks_on_connection_loss=True,
     worker_enable_prefetch_count_reduction=False,  # the pool's free slots are the limit
-    worker_send_task_events=settings.file.monitoring.task_events,
+    worker_send_task_events=settings.config.monitoring.task_events,
 )
 worker = TaskPool.worker = Worker(settings)
 infer = app.register_task(Infer(worker))
@@ -84,7 +84,7 @@ celery.apps.worker.install_HUP_not_supported_handler = lambda _: None  # type: i
 def _say_if_possible(*said: Any) -> None:
     """What Celery says of signals, but not among JSON, for it is none, and the pool logs a stop, too; nor to a terminal
     that is gone: its error would rise amid whatever was under way."""
-    if settings.file.monitoring.log_format != "json":
+    if settings.config.monitoring.log_format != "json":
         with suppress(OSError):
             _say(*said)
 
@@ -95,7 +95,7 @@ celery.apps.worker.safe_say = _say_if_possible  # type: ignore[attr-defined]
 
 @setup_logging.connect
 def _logging(loglevel: int, logfile: str | None, **_: Any) -> None:
-    logs.configure(loglevel, settings.file.monitoring.log_format, logfile)
+    logs.configure(loglevel, settings.config.monitoring.log_format, logfile)
 
 
 @worker_init.connect

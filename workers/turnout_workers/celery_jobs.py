@@ -21,7 +21,7 @@ from turnout.request import InferenceRequest, Lane, joined
 from turnout.result import JobResult, JobStatus, celery_record
 from turnout.validation import MAX_ID_CHARS, TOO_DEEP, explain, too_deep
 from turnout_workers.background.tasks import log_if_redis_is_away
-from turnout_workers.config.in_force import InForce
+from turnout_workers.config.current_config import CurrentConfig
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ REVOKED_WITHIN_S = 5.0
 class CeleryJobs:
     ledger: Ledger
     send: Coalescer
-    in_force: InForce
+    current: CurrentConfig
 
     async def accept(self, job_id: str, body: Any, lane: Lane | None) -> JobResult | None:
         """Take a request that came inside a Celery message into the ledger; no other message is published for it.
@@ -130,7 +130,7 @@ class CeleryJobs:
     async def _ended(self, job_id: str, status: JobStatus, code: str, message: str) -> JobResult:
         result = JobResult.unanswered(job_id, status, code, message)
         key, record = self.ledger.keys.result(job_id), celery_record(result, write_result(result, self.ledger.keyring))
-        kept_s = int(self.in_force.file.retention.results_s)
+        kept_s = int(self.current.config.retention.results_s)
         await self.send.all(
             Operation(("SET", key, record, "EX", kept_s), nothing), Operation(("PUBLISH", key, record), nothing)
         )

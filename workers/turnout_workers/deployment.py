@@ -46,5 +46,5 @@ def deployment(with_keys: bool = False) -> Deployment:
     with_keys: for commands that call providers; the others do without.
     """
     settings = configured(os.environ, with_keys)
-    ledger = Ledger(Keys(settings.file.namespace), keyring=Keyring.of(os.environ))
-    return Deployment(settings, connect(settings.file.redis_url), ledger)
+    ledger = Ledger(Keys(settings.config.namespace), keyring=Keyring.of(os.environ))
+    return Deployment(settings, connect(settings.config.redis_url), ledger)

@@ -136,7 +136,7 @@ class TaskPool(BasePool):
 
     def room_for(self, lane: str) -> int:
         """How many more jobs of a lane may be fetched, by what it leaves to others; `free_slots` holds in any case."""
-        share = headroom(Lane(lane), self._seen, monotonic(), self.worker.in_force.reserved, SLOTS_KEPT_S)
+        share = headroom(Lane(lane), self._seen, monotonic(), self.worker.current.reserved, SLOTS_KEPT_S)
         return max(1, math.floor(int(self.limit) * share)) - self._held[Lane(lane)]
 
     def register_with_event_loop(self, hub: Any) -> None:

@@ -37,8 +37,8 @@ from turnout_workers.background.tasks import ERROR_PAUSE_S, cancel_all, log_if_r
 from turnout_workers.background.webhooks import Webhooks
 from turnout_workers.celery_jobs import CeleryJobs
 from turnout_workers.config import Settings, accounts
-from turnout_workers.config.in_force import InForce
-from turnout_workers.config.tables import File
+from turnout_workers.config.current_config import CurrentConfig
+from turnout_workers.config.tables import Config
 from turnout_workers.monitoring import tracing
 from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.process_limits import keep_memory_private
@@ -72,48 +72,48 @@ class Worker:
     """How many jobs the pool takes at a time."""
 
     def __init__(self, settings: Settings) -> None:
-        self.drain_s = settings.file.worker.drain_s
+        self.drain_s = settings.config.worker.drain_s
         """How long a stopping worker lets its calls finish."""
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:6]}"
         self._tasks: set[asyncio.Task[None]] = set()
-        self.in_force = InForce(settings)
+        self.current = CurrentConfig(settings)
         self._connectors: dict[ProviderConfig, CloudProviderBase] = {}
         self._open = AsyncExitStack()
         """What is closed at the end, the last first."""
 
     async def start(self, slots: int, free_slots: Callable[[], int]) -> None:
         """slots: how many jobs the pool takes at a time. free_slots: how many more it would take now."""
-        settings, self._loop, self.slots = self.in_force.settings, asyncio.get_running_loop(), slots
+        settings, self._loop, self.slots = self.current.settings, asyncio.get_running_loop(), slots
         keep_memory_private()
         if path := os.environ.get("TURNOUT_ALIVE"):  # for the health checks of containers, also while Redis is away
             self._keep_up(partial(asyncio.to_thread, Path(path).touch), ALIVE_EVERY_S, path)
         tracing.configure(os.environ)
         self._client = connect_async(
-            settings.file.redis_url,
+            settings.config.redis_url,
             max_connections=CONNECTIONS,
             # A reply that takes longer is of no use to a job that is held, and renewals would pile up behind it.
-            socket_timeout=min(20.0, settings.file.worker.lease_s * 2 / 3),
+            socket_timeout=min(20.0, settings.config.worker.lease_s * 2 / 3),
             socket_connect_timeout=5,
         )
         self._open.push_async_callback(self._client.aclose)
         self._http = await self._open.enter_async_context(aclosing(Http()))
         self._open.push_async_callback(_close, self._connectors.values())
-        self._parts = parts = self._assembled(settings.file)
+        self._parts = parts = self._assembled(settings.config)
         await self._show_metrics(parts, free_slots)
         await self._connected()
         await self._look_at_redis()
         if trouble := parts.spool.trouble():
             lost = "what Redis can't take while it is away will be lost, and paid again: set TURNOUT_SPOOL: %s"
             logger.error(lost, trouble)
-        self.celery_jobs = CeleryJobs(parts.ledger, parts.send, self.in_force)
+        self.celery_jobs = CeleryJobs(parts.ledger, parts.send, self.current)
         self.attempts = Attempts(parts)
         self._use(settings)
         self._work_in_background(parts)
-        logger.info("worker %s serves %d endpoints", self.name, len(self.in_force.connectors))
+        logger.info("worker %s serves %d endpoints", self.name, len(self.current.connectors))
 
-    def _assembled(self, file: File) -> Parts:
+    def _assembled(self, config: Config) -> Parts:
         send = Coalescer(self._client, exchange, FLIGHTS)
-        ledger = Ledger(Keys(file.namespace), keyring=Keyring.of(os.environ))
+        ledger = Ledger(Keys(config.namespace), keyring=Keyring.of(os.environ))
         store = RedisFleetStore(send, ledger.keys)
         fleet, parking = SnapshotPoller(store, Fleet(())), Parking(ledger, send)
         return Parts(
@@ -122,24 +122,25 @@ class Worker:
             send=send,
             store=store,
             fleet=fleet,
-            heartbeat=Heartbeat(ledger, send, store, file.worker.lease_s, self._loop.time),
+            heartbeat=Heartbeat(ledger, send, store, config.worker.lease_s, self._loop.time),
             watch=CallWatch(store, fleet, self.name, came_back=parking.hasten),
             parking=parking,
-            ceilings=ConfiguredCeilings(self.in_force, fleet.now),
-            spool=Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")), file.redis_url, file.namespace),
-            in_force=self.in_force,
+            ceilings=ConfiguredCeilings(self.current, fleet.now),
+            spool=Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")), config.redis_url, config.namespace),
+            current=self.current,
             metrics=Metrics(),
             rng=random.Random(),
         )
 
     async def _show_metrics(self, parts: Parts, free_slots: Callable[[], int]) -> None:
         parts.metrics.held(parts.heartbeat.__len__, free_slots)
-        file = self.in_force.file.monitoring
-        if file.metrics_port is not None:
+        monitoring = self.current.config.monitoring
+        if monitoring.metrics_port is not None:
             from turnout_workers.monitoring import fleet_metrics  # and aiohttp's server: a megabyte
 
             shared = fleet_metrics.FleetCollector(parts.fleet, parts.send, parts.ledger.keys, parts.ceilings.named)
-            serving = fleet_metrics.served(parts.metrics.registry, shared, file.metrics_host, file.metrics_port)
+            address = monitoring.metrics_host, monitoring.metrics_port
+            serving = fleet_metrics.served(parts.metrics.registry, shared, *address)
             await self._open.enter_async_context(serving)
 
     async def _connected(self) -> None:
@@ -170,29 +171,29 @@ class Worker:
         by_endpoint = {endpoint.id: c for config, c in connectors.items() for endpoint in config.endpoints}
         endpoints = tuple(endpoint for config in connectors for endpoint in config.endpoints)
         # A new fleet has all that is parked look for room; a quarter of an hour that changes no price is no reason.
-        same = settings is self.in_force.settings and endpoints == self._parts.fleet.snapshot.fleet.endpoints
+        same = settings is self.current.settings and endpoints == self._parts.fleet.snapshot.fleet.endpoints
         fleet = self._parts.fleet.snapshot.fleet if same else Fleet(endpoints)
         if retired := [connector for config, connector in known.items() if config not in connectors]:
             spawn(_close(retired, RETIRED_S), self._tasks)
         known.clear()  # and filled again in place, for the health checks look at it
         known.update(connectors)
         self._parts.fleet.use(fleet)
-        self.in_force.connectors = by_endpoint
-        self.in_force.settings = settings
+        self.current.connectors = by_endpoint
+        self.current.settings = settings
 
     def _work_in_background(self, parts: Parts) -> None:
-        file, ledger, send = self.in_force.file, parts.ledger, parts.send
+        file, ledger, send = self.current.config, parts.ledger, parts.send
         store, fleet, rng = parts.store, parts.fleet, parts.rng
         also = (
             partial(eject_hanging, store, fleet, rng, file.router.failover_cooldown),
             BatchFeeding(ledger, send).round,
             OldAccounts(ledger, send, store, fleet).round,
         )
-        keeping = Housekeeping(ledger, send, store, self.name, self.in_force, also, parts.metrics.recovered)
+        keeping = Housekeeping(ledger, send, store, self.name, self.current, also, parts.metrics.recovered)
         checks = HealthChecks(self._connectors.values(), store, fleet, file.router.health_check_interval, rng)
-        drain = SpoolDrain(parts.spool, ledger, send, store, self.in_force)
+        drain = SpoolDrain(parts.spool, ledger, send, store, self.current)
         self._keep_up(keeping.turn, housekeeping.EVERY_S, "housekeeping")
-        following = partial(self._follow, Reload(self.in_force, self._use))
+        following = partial(self._follow, Reload(self.current, self._use))
         self._keep_up(following, reload.EVERY_S, "the configuration")
         self._keep_up(drain.settle_all, spool.EVERY_S, "what was spooled")
         alive_s = min(ALIVE_EVERY_S, file.worker.lease_s / 3)
@@ -202,19 +203,19 @@ class Worker:
         self._keep_up(parts.heartbeat.run, ERROR_PAUSE_S, "the renewal of leases")
         self._keep_up(parts.watch.run, ERROR_PAUSE_S, "the watch over calls")
         self._keep_up(checks.run, ERROR_PAUSE_S, "the health check")
-        self._keep_up(Webhooks(ledger, send, self.in_force).run, ERROR_PAUSE_S, "the telling of webhooks")
+        self._keep_up(Webhooks(ledger, send, self.current).run, ERROR_PAUSE_S, "the telling of webhooks")
 
     async def _follow(self, file: Reload) -> None:
         """Take over a changed configuration, and tell it at once: others may refuse what is served here now."""
-        before = self.in_force.settings
+        before = self.current.settings
         await file.check()
-        if self.in_force.settings is not before:
+        if self.current.settings is not before:
             await self._show_life()
 
     async def _show_life(self) -> None:
         """Tell Redis that this worker lives, or with no slots that it has ended: for `turnout status`, and so that a
         late renewal counts as no death. All that live take turns in reading the fleet's state."""
-        version, results_s = self.in_force.settings.version, self.in_force.file.retention.results_s
+        version, results_s = self.current.settings.version, self.current.config.retention.results_s
         alive = self._parts.ledger.alive(self.name, version, self.slots, 3 * ALIVE_EVERY_S, results_s)
         self._parts.fleet.among(await self._parts.send(alive))
 

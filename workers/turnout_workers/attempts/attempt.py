@@ -42,9 +42,9 @@ class Attempts:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        router = parts.in_force.file.router
+        router = parts.current.config.router
         reporter = Reporter(parts.store, parts.fleet, router.failover_cooldown, parts.rng, parts.metrics.called)
-        self._calling = Calling(parts.fleet, reporter, parts.watch, parts.in_force.connector)
+        self._calling = Calling(parts.fleet, reporter, parts.watch, parts.current.connector)
         self._closing = Closing(parts)
         self._judging = Judging(reporter, parts.rng, router.hedge)
         self._searching = Searching(parts, self._judging, self._closing)
@@ -125,7 +125,7 @@ class Attempts:
         logs.at_attempt(grant.lease_id, chosen.endpoint.provider)
         parts, pieces = self._parts, None
         if job.claim.stream:
-            kept_s = parts.in_force.file.retention.results_s
+            kept_s = parts.current.config.retention.results_s
             pieces = Pieces(parts.ledger, parts.send, job.id, grant.lease_id, kept_s)
         return tracing.called(job, chosen, self._calling(job, chosen, grant, pieces))
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from turnout.request import MICROUSD_PER_USD
 from turnout_workers.attempts.job import HeldJob
-from turnout_workers.config.in_force import InForce
+from turnout_workers.config.current_config import CurrentConfig
 from turnout_workers.config.tables import CeilingTable
 from turnout_workers.state.store import Ceiling
 
@@ -29,8 +29,8 @@ PERIODIC = re.compile(r"(?:total|tenant:.+|provider:.+)@(\d{4}-\d\d(?:-\d\d)?)")
 class ConfiguredCeilings:
     """The ceilings of `turnout.toml` and of the jobs. Periods are calendar days and months in UTC."""
 
-    def __init__(self, in_force: InForce, now: Callable[[], float]) -> None:
-        self._in_force = in_force
+    def __init__(self, current: CurrentConfig, now: Callable[[], float]) -> None:
+        self._current = current
         self._now = now
 
     def of_job(self, job: HeldJob) -> tuple[Ceiling, ...]:
@@ -39,7 +39,7 @@ class ConfiguredCeilings:
         What all jobs cost, and what each provider does, is counted by day and month whether that has a ceiling or not,
         so that one that is set later knows what was spent before. Tenants may be too many for that.
         """
-        wish, configured = job.request.constraints, self._in_force.file.ceilings
+        wish, configured = job.request.constraints, self._current.config.ceilings
         found = [TOTAL, *self._periods("total", configured.total)]
         if wish.max_cost_microusd is not None:
             found.append(Ceiling(f"job:{job.id}", wish.max_cost_microusd))
@@ -53,7 +53,7 @@ class ConfiguredCeilings:
 
     def named(self) -> tuple[Ceiling, ...]:
         """Those that the configuration names, for the present day and month."""
-        configured = self._in_force.file.ceilings
+        configured = self._current.config.ceilings
         found = list(self._periods("total", configured.total))
         for kind, tables in (("tenant", configured.tenants), ("provider", configured.providers)):
             for name in tables.keys() - {ANY_TENANT}:
@@ -61,7 +61,7 @@ class ConfiguredCeilings:
         return tuple(_limited(found))
 
     def of_provider(self, provider: str) -> tuple[Ceiling, ...]:
-        providers = self._in_force.file.ceilings.providers
+        providers = self._current.config.ceilings.providers
         return self._periods(f"provider:{provider}", providers.get(provider, NO_CEILING))
 
     def _periods(self, account: str, table: CeilingTable) -> tuple[Ceiling, ...]:

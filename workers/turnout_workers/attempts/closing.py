@@ -82,7 +82,7 @@ class Closing:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
         claim = job.claim
         accounts = [ceiling.account for ceiling in job.ceilings]
-        keep = self.parts.in_force.file.retention
+        keep = self.parts.current.config.retention
         settlement = self.parts.ledger.settle(
             claim.token, result, job.record, keep.results_s, claim.batch, keep.failed_s
         )

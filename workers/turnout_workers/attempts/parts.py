@@ -11,7 +11,7 @@ from turnout_workers.attempts.parking import Parking
 from turnout_workers.background.fleet_watch import CallWatch
 from turnout_workers.background.heartbeat import Heartbeat
 from turnout_workers.background.spool import Spool
-from turnout_workers.config.in_force import InForce
+from turnout_workers.config.current_config import CurrentConfig
 from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import WorkersStore
@@ -30,6 +30,6 @@ class Parts:
     parking: Parking
     ceilings: ConfiguredCeilings
     spool: Spool
-    in_force: InForce
+    current: CurrentConfig
     metrics: Metrics
     rng: random.Random

@@ -62,7 +62,7 @@ class Searching:
         left_s, for_room = self._parking.left_s(job.line, now)
         if not job.progress.deferrals and left_s > 0:
             return await self._closing.defer(job, left_s, line=job.line, for_room=for_room)
-        strategy = self._parts.in_force.file.router.default_strategy
+        strategy = self._parts.current.config.router.default_strategy
         snapshot, rng = self._parts.fleet.snapshot, self._parts.rng
         decision = rank(wish, snapshot, now, rng, default_strategy=strategy, tried=job.tried, above=job.above)
         if (refusal := decision.refusal) is not None:
@@ -86,7 +86,7 @@ class Searching:
         if now - job.claim.accepted_at >= MIXED_S:
             return False
         versions = (await self._parts.send(self._parts.ledger.workers())).values()
-        return any(version != self._parts.in_force.settings.version for version in versions)
+        return any(version != self._parts.current.settings.version for version in versions)
 
     async def _ask(self, job: HeldJob, decision: Decision) -> Permit | End | None:
         """Ask admission for one of the candidates; if none has room, wait."""
@@ -157,7 +157,7 @@ class Searching:
         parts, now = self._parts, self._parts.fleet.now()
         bids = tuple(Bid.of(c, parts.ceilings.of_provider(c.endpoint.provider)) for c in candidates)
         lane, since = job.claim.lane, job.progress.waiting_since
-        lane_share = headroom(lane, self._last_seen, now, parts.in_force.reserved)
+        lane_share = headroom(lane, self._last_seen, now, parts.current.reserved)
         share = self._shares.headroom(job.claim.tenant or "", now)
         # Nobody waits for a tenant that has had more than its share, nor for a second call.
         turn, waits = place(lane, since if share == 1 and not second else None, now)

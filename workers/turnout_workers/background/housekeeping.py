@@ -19,7 +19,7 @@ from redis.exceptions import ResponseError
 from turnout.ledger import Coalescer, Facts, Ledger, Operation
 from turnout.ledger.operations import nothing
 from turnout.request import Lane
-from turnout_workers.config.in_force import InForce
+from turnout_workers.config.current_config import CurrentConfig
 from turnout_workers.monitoring.metrics import Recovery
 from turnout_workers.state import fitness
 from turnout_workers.state.exchange import TakesNoWrites
@@ -52,7 +52,7 @@ class Housekeeping:
     send: Coalescer
     store: FleetStore
     owner: str
-    in_force: InForce
+    current: CurrentConfig
     also: Sequence[Callable[[], Awaitable[None]]]
     """What else is done once a round."""
     recovered: Callable[[Recovery, int], None]
@@ -100,7 +100,7 @@ class Housekeeping:
         if again:
             logger.warning("took back %d jobs, whose leases ran out", again)
         for job_id, job in await self._known(poison):
-            await self.send(self.ledger.give_up(job_id, WHY_POISON, job.batch, self.in_force.file.retention.failed_s))
+            await self.send(self.ledger.give_up(job_id, WHY_POISON, job.batch, self.current.config.retention.failed_s))
             logger.warning("job %s is given up: %s", job_id, WHY_POISON, extra={"job": job_id})
 
     async def _expire(self) -> None:

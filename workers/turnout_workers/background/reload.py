@@ -16,9 +16,9 @@ from pathlib import Path
 
 from turnout.errors import TurnoutError
 from turnout_workers.config import Settings, Source, load
-from turnout_workers.config.in_force import InForce
-from turnout_workers.config.loading import FILE, FOLLOWED
-from turnout_workers.config.tables import File
+from turnout_workers.config.current_config import CurrentConfig
+from turnout_workers.config.loading import DEFAULT_FILE, RELOADABLE
+from turnout_workers.config.tables import Config
 from turnout_workers.providers import prices
 
 logger = logging.getLogger(__name__)
@@ -30,19 +30,19 @@ EVERY_S = 2.0
 class Reload:
     def __init__(
         self,
-        in_force: InForce,
+        current: CurrentConfig,
         use: Callable[[Settings], None],
         environ: Mapping[str, str] = os.environ,
         now: Callable[[], float] = time.time,
     ) -> None:
         """use: takes a configuration over, so that it is in force, or raises and leaves all as it was."""
-        self._in_force, self._use, self._environ, self._now = in_force, use, environ, now
-        self._begun, self._last_read, self._priced = in_force.file, in_force.settings, prices.period(now())
+        self._current, self._use, self._environ, self._now = current, use, environ, now
+        self._begun, self._last_read, self._priced = current.config, current.settings, prices.period(now())
         self._refused = ""
 
     async def check(self) -> None:
         """Read it once."""
-        current = self._in_force.settings
+        current = self._current.settings
         try:
             found = await asyncio.to_thread(_read, current.source, self._environ)
             steady, self._last_read = found == self._last_read, found
@@ -50,7 +50,7 @@ class Reload:
                 self._use(found)
                 changed = "with other keys" if found.version == current.version else f"instead of {current.version}"
                 logger.info("configuration %s is followed now, %s", found.version, changed)
-                if fixed := _fixed(self._begun, found.file):
+                if fixed := _fixed(self._begun, found.config):
                     logger.warning("restart this worker for what else has changed since it began: %s", ", ".join(fixed))
             elif (quarter := prices.period(self._now())) != self._priced:
                 self._use(current)
@@ -63,11 +63,11 @@ class Reload:
 
 
 def _read(source: Source, environ: Mapping[str, str]) -> Settings:
-    appeared = source.made is not None and Path(FILE).exists()
-    return load(Source(FILE) if appeared else source, environ)
+    appeared = source.made is not None and Path(DEFAULT_FILE).exists()
+    return load(Source(DEFAULT_FILE) if appeared else source, environ)
 
 
-def _fixed(before: File, after: File) -> list[str]:
+def _fixed(before: Config, after: Config) -> list[str]:
     """Tables and fields that differ, of those that hold for a worker's whole life."""
-    old, new = (file.model_dump(exclude=FOLLOWED) for file in (before, after))
+    old, new = (file.model_dump(exclude=RELOADABLE) for file in (before, after))
     return [name for name in old if old[name] != new[name]]

@@ -22,7 +22,7 @@ from redis.exceptions import ResponseError
 from turnout.errors import Unreadable
 from turnout.ledger import Coalescer, Ledger, open_result
 from turnout.redis_address import place
-from turnout_workers.config.in_force import InForce
+from turnout_workers.config.current_config import CurrentConfig
 from turnout_workers.state.store import WorkersStore
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class SpoolDrain:
     ledger: Ledger
     send: Coalescer
     store: WorkersStore
-    in_force: InForce
+    current: CurrentConfig
     _left: set[str] = field(default_factory=set, init=False)
     """Those of other fleets, by name, that were told of."""
 
@@ -111,7 +111,7 @@ class SpoolDrain:
                     logger.warning("spooled settlement %s is left to the fleet at %s", path.name, whose)
                 return
             result = open_result(kept["result"], kept["job"], self.ledger.keyring)
-            keep, token, batch = self.in_force.file.retention, kept["token"], kept["batch"]
+            keep, token, batch = self.current.config.retention, kept["token"], kept["batch"]
             taken = await self.send(
                 self.ledger.settle(token, result, None, keep.results_s, batch, keep.failed_s, late=True)
             )

@@ -21,7 +21,7 @@ from turnout.ledger import Coalescer, Hook, Ledger, Telling
 from turnout.result import JobResult
 from turnout.webhook import signed
 from turnout_workers.background.tasks import run_repeatedly
-from turnout_workers.config.in_force import InForce
+from turnout_workers.config.current_config import CurrentConfig
 from turnout_workers.config.public_addresses import public_socket
 from turnout_workers.providers.account import Secret
 
@@ -58,7 +58,7 @@ class Webhooks:
 
     ledger: Ledger
     send: Coalescer
-    in_force: InForce
+    current: CurrentConfig
     _left: set[Telling] = field(default_factory=set, init=False)
     """Due, and left to workers that can read their results."""
     _under_way: Counter[str] = field(default_factory=Counter, init=False)
@@ -89,8 +89,8 @@ class Webhooks:
             await self.send(self.ledger.result(job_id))  # whoever can't read it takes no telling from those who can
             hook = await self.send(self.ledger.take_hook(telling, RETRY_S))
             if hook is not None:
-                settings = self.in_force.settings
-                webhook = settings.file.webhooks.get(telling.webhook)
+                settings = self.current.settings
+                webhook = settings.config.webhooks.get(telling.webhook)
                 if hook.result is None:
                     why: str | None = LOST
                 elif webhook is None:

@@ -13,7 +13,7 @@ from turnout.errors import TurnoutError
 from turnout.request import InferenceRequest
 from turnout_workers.commands.file_options import refusal
 from turnout_workers.config import Settings
-from turnout_workers.config.credentials import places
+from turnout_workers.config.credentials import key_locations
 from turnout_workers.routing.fleet import Fleet
 
 LEAST_S = 10.0
@@ -38,7 +38,7 @@ class DeadEndWatch:
         disabled: by endpoint id, why; without those that still have calls. waiting: what is in the queue.
         """
         # One that has answered may do so again: the workers' health checks have to ask it once more.
-        patience_s = max(LEAST_S, 1.5 * self._settings.file.router.health_check_interval) if answered else LEAST_S
+        patience_s = max(LEAST_S, 1.5 * self._settings.config.router.health_check_interval) if answered else LEAST_S
         if disabled.keys() != self._disabled:  # their words may differ each time, by a call's id, say
             self._disabled, self._since = disabled.keys(), self._now()
         if not disabled or self._now() - self._since < patience_s:
@@ -53,6 +53,6 @@ class DeadEndWatch:
         lines = {"nothing is left that can serve the remaining lines:": None}
         for endpoint in self._fleet.endpoints:
             if (why := disabled.get(endpoint.id)) is not None:
-                keys = " or ".join(places(self._settings.file.providers[endpoint.provider]))
+                keys = " or ".join(key_locations(self._settings.config.providers[endpoint.provider]))
                 lines[f"  {endpoint.provider}{keys and f' (its key: {keys})'}: {why}"] = None
         return "\n".join(lines)

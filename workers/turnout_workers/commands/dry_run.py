@@ -74,7 +74,7 @@ def dry_run(source: Source, options: Mapping[str, Any]) -> int:
     settings = config.load(found, os.environ)
     fleet = endpoints.fleet(settings)
     told = forecast(read(source, defaults(options)), fleet)
-    slots = (options["concurrency"] or settings.file.worker.concurrency) * max(1, options["workers"])
+    slots = (options["concurrency"] or settings.config.worker.concurrency) * max(1, options["workers"])
     if options["as_json"]:
         print_json(summary(told, fleet, slots))
     else:

@@ -258,7 +258,7 @@ class _Run:
 
     def _progress(self, settings: Settings) -> run_display.Progress:
         """What is to show the run; people are told first which providers there are."""
-        ceiling, providers = self.options["max_cost_microusd"], [*settings.file.providers]
+        ceiling, providers = self.options["max_cost_microusd"], [*settings.config.providers]
         title = Path(self.source.path).name
         if self.options["as_json"]:
             return run_display.Json(self.console, title, None, ceiling, providers)

@@ -74,9 +74,9 @@ def result(job: str, as_json: bool) -> None:
 @contextmanager
 def _client() -> Iterator[Client]:
     """What it refuses is told in a line."""
-    file = deployment().settings.file
+    config = deployment().settings.config
     try:
-        with Client(file.redis_url, file.namespace) as client:
+        with Client(config.redis_url, config.namespace) as client:
             yield client
     except ValidationError as error:
         raise click.ClickException(explain(error)) from error

@@ -32,8 +32,8 @@ def worker(path: Path | None, concurrency: int | None, lanes: str, name: str) ->
 
     fleet(settings)  # what is wrong with it, and with the keyring, is said now, and not by the loop
     Keyring.of(os.environ)
-    slots = concurrency or settings.file.worker.concurrency
-    level, form = settings.file.monitoring.log_level.upper(), settings.file.monitoring.log_format
+    slots = concurrency or settings.config.worker.concurrency
+    level, form = settings.config.monitoring.log_level.upper(), settings.config.monitoring.log_format
     logs.configure(level, form)  # Celery does so later than it begins to warn
 
     # Celery's own worker, built as its command builds it. That command's imports, a prompt and plug-ins among them,

@@ -20,18 +20,18 @@ def api_keys(table: ProviderTable, environ: Mapping[str, str]) -> tuple[str, ...
     return found
 
 
-def stand_ins(table: ProviderTable) -> tuple[str, ...]:
+def placeholder_keys(table: ProviderTable) -> tuple[str, ...]:
     """Placeholders where the keys are not at hand: each key is an account, with endpoints of its own."""
     return tuple(f"key-{number}" for number, _ in enumerate((*table.api_key, *table.api_key_env, *table.api_key_file)))
 
 
-def places(table: ProviderTable) -> tuple[str, ...]:
+def key_locations(table: ProviderTable) -> tuple[str, ...]:
     """Where the keys stand, for people: variables and files. Empty if in the configuration, or if none is needed."""
     told = (*table.api_key_env, *table.api_key_file)
-    return told if _is_told(table) else table.preset.key_variables
+    return told if _names_its_keys(table) else table.preset.key_variables
 
 
-def _is_told(table: ProviderTable) -> bool:
+def _names_its_keys(table: ProviderTable) -> bool:
     """Whether the table says all about its keys. Else it is the vendor's own key, to the vendor's own address."""
     return bool(table.api_key or table.api_key_env or table.api_key_file or (table.base_url and table.preset.base_url))
 
@@ -44,7 +44,7 @@ def _api_keys(table: ProviderTable, environ: Mapping[str, str]) -> Iterator[str]
         yield key
     for file in table.api_key_file:
         yield secret_text(file, f"api_key_file {file}")
-    if _is_told(table):
+    if _names_its_keys(table):
         return
     if variables := table.preset.key_variables:
         keys = (_variable(variable, environ) for variable in variables)

@@ -28,7 +28,7 @@ PASSED_ON = {Capability.TOOLS: "tools", Capability.JSON_SCHEMA: "json_schema"}
 
 def accounts(settings: Settings) -> tuple[ProviderConfig, ...]:
     """One for each key of each provider, in the order of the file. Raises ConfigError if there is none."""
-    if not (tables := settings.file.providers):
+    if not (tables := settings.config.providers):
         raise ConfigError(UNCONFIGURED)
     return tuple(account for name, table in tables.items() for account in _accounts(name, table, settings.keys[name]))
 

@@ -20,14 +20,14 @@ from typing import Any
 from turnout.redis_address import with_password
 from turnout_workers import providers
 from turnout_workers.config import credentials, discovery, toml_lines
-from turnout_workers.config.public_addresses import address_trouble
-from turnout_workers.config.tables import File, ProviderTable
+from turnout_workers.config.public_addresses import address_problem
+from turnout_workers.config.tables import Config, ProviderTable
 from turnout_workers.config.toml_lines import ConfigError
 from turnout_workers.providers.account import Secret
 from turnout_workers.providers.catalogue import served_by
 from turnout_workers.providers.dialects import DIALECTS
 
-FILE = "turnout.toml"
+DEFAULT_FILE = "turnout.toml"
 """In the working folder."""
 FROM_ENVIRONMENT = {
     "REDIS_URL": ("redis_url",),
@@ -40,7 +40,7 @@ FROM_ENVIRONMENT = {
     "TURNOUT_LOG_FORMAT": ("monitoring", "log_format"),
 }
 """Environment variables that override the file, and the fields that they set."""
-FOLLOWED: dict[str, Any] = {
+RELOADABLE: dict[str, Any] = {
     **dict.fromkeys(("providers", "lanes", "webhooks", "ceilings", "retention"), True),
     "router": {"default_strategy"},
 }
@@ -57,14 +57,14 @@ class Source:
     """What a turnout.toml would say; None: the file says it."""
 
     def text(self) -> str:
-        return toml_lines.text_of(Path(self.where)) if self.made is None else self.made
+        return toml_lines.read_text(Path(self.where)) if self.made is None else self.made
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """A checked configuration. Nothing in it shows a key when printed."""
 
-    file: File
+    config: Config
     keys: Mapping[str, tuple[str, ...]] = field(repr=False)
     """Of each provider, by its name."""
     secrets: Mapping[str, Secret]
@@ -77,14 +77,14 @@ class Settings:
     @property
     def simulated(self) -> list[str]:
         """The providers whose answers are made up."""
-        return [name for name, table in self.file.providers.items() if table.simulated]
+        return [name for name, table in self.config.providers.items() if table.simulated]
 
 
 def source(environ: Mapping[str, str], file: Path | None = None) -> Source | None:
     """The file, else `TURNOUT_CONFIG`, else `turnout.toml` in the working folder; without one, what the environment's
     keys give, else what servers on this machine do. None: there is nothing.
     """
-    if named := file or environ.get("TURNOUT_CONFIG") or (FILE if Path(FILE).exists() else None):
+    if named := file or environ.get("TURNOUT_CONFIG") or (DEFAULT_FILE if Path(DEFAULT_FILE).exists() else None):
         return Source(str(named))
     if found := discovery.from_environment(environ):
         return Source("the environment", toml_lines.dumps(found))
@@ -103,39 +103,39 @@ def load(source: Source, environ: Mapping[str, str], with_keys: bool = True) -> 
     with_keys: False for commands that only look on: an operator's machine need not have the workers' keys.
     """
     text, where, environ = source.text(), source.where, with_password(environ)
-    file = toml_lines.read(text, where, File, environ, FROM_ENVIRONMENT)
+    config = toml_lines.read(text, where, Config, environ, FROM_ENVIRONMENT)
     keys: dict[str, tuple[str, ...]] = {}
     secrets: dict[str, Secret] = {}
     problems: list[str] = []
 
     @contextmanager
-    def at(*path: str) -> Iterator[None]:
+    def problems_at(*path: str) -> Iterator[None]:
         try:
             yield
         except ConfigError as error:
-            problems.append(f"{toml_lines.place(text, where, path)}: {error}")
+            problems.append(f"{toml_lines.location(text, where, path)}: {error}")
 
-    for name, table in file.providers.items():
-        with at("providers", name):
+    for name, table in config.providers.items():
+        with problems_at("providers", name):
             _check(table)
-            keys[name] = credentials.api_keys(table, environ) if with_keys else credentials.stand_ins(table)
-    for name, webhook in file.webhooks.items() if with_keys else ():
-        with at("webhooks", name):
-            if trouble := address_trouble(webhook.url, webhook.private):
+            keys[name] = credentials.api_keys(table, environ) if with_keys else credentials.placeholder_keys(table)
+    for name, webhook in config.webhooks.items() if with_keys else ():
+        with problems_at("webhooks", name):
+            if trouble := address_problem(webhook.url, webhook.private):
                 raise ConfigError(trouble)
             secrets[name] = credentials.signing_secret(webhook, environ)
-    for name in file.ceilings.providers:
-        with at("ceilings", "providers", name):
-            if name not in file.providers:  # misspelt, it would be a ceiling that never closes
-                there = ", ".join(file.providers) or "none"
+    for name in config.ceilings.providers:
+        with problems_at("ceilings", "providers", name):
+            if name not in config.providers:  # misspelt, it would be a ceiling that never closes
+                there = ", ".join(config.providers) or "none"
                 raise ConfigError(f"there is no provider of this name; there are {there}")
     if problems:
         raise ConfigError("\n".join(problems))
-    return Settings(file, keys, secrets, _version(file), source)
+    return Settings(config, keys, secrets, _version(config), source)
 
 
-def _version(file: File) -> str:
-    followed = file.model_dump(include=FOLLOWED, exclude_defaults=True)
+def _version(config: Config) -> str:
+    followed = config.model_dump(include=RELOADABLE, exclude_defaults=True)
     text = json.dumps(followed, sort_keys=True, default=sorted)  # of its sets
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

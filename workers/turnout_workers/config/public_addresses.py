@@ -31,7 +31,7 @@ def is_public(address: str) -> bool:
     return found.is_global
 
 
-def address_trouble(url: str, private: bool) -> str | None:
+def address_problem(url: str, private: bool) -> str | None:
     """What is wrong with a webhook's address, or None, as far as it can be known before connecting."""
     parts = urlsplit(url)
     if parts.scheme != "https" and not private:

@@ -252,7 +252,7 @@ class WebhookTable(Value):
     """Whether the address may be in your own network, and plain http."""
 
 
-class File(Value):
+class Config(Value):
     """The whole of turnout.toml."""
 
     redis_url: Annotated[str, AfterValidator(checked)] = "redis://127.0.0.1:6379/0"

@@ -32,7 +32,7 @@ class ConfigError(TurnoutError):
     """A configuration that can't be used. Its text is for the operator, one problem a line."""
 
 
-def text_of(file: pathlib.Path) -> str:
+def read_text(file: pathlib.Path) -> str:
     """What a file holds. Raises ConfigError."""
     try:
         return file.read_text("utf-8")
@@ -73,7 +73,7 @@ def read(
         ) from None
 
 
-def place(text: str, where: str, path: Path) -> str:
+def location(text: str, where: str, path: Path) -> str:
     """`file:line: field`, with the line of the innermost part of the field's path that is in the text."""
     lines = scan(text)
     known = next((f":{lines[path[:n]]}" for n in range(len(path), 0, -1) if path[:n] in lines), "")
@@ -95,7 +95,7 @@ def _explain(
             said += f"; {hint}"
         elif near := difflib.get_close_matches(path[-1], _fields(shape), n=1):
             said += f"; did you mean {near[0]}?"
-    return f"{place(text, where, path)}: {said}"
+    return f"{location(text, where, path)}: {said}"
 
 
 def _fields(shape: type[BaseModel]) -> list[str]:

@@ -66,7 +66,7 @@ class Local:
     @property
     def drain_s(self) -> float:
         """How long a worker that is to stop lets its calls go on."""
-        return self.settings.file.worker.drain_s
+        return self.settings.config.worker.drain_s
 
     def _wait_for(self, worker: subprocess.Popen[bytes], log: Path) -> None:
         with connect(self.redis_url) as client:
@@ -105,10 +105,10 @@ def running(folder: Path, config_path: Path | None, scenario: Path | None) -> It
         else:
             path.write_text(found.made, "utf-8")
         settings = config.load(config.Source(str(path)), {**os.environ, **ours})
-        ledger = Ledger(Keys(settings.file.namespace), keyring=Keyring.of(os.environ))
+        ledger = Ledger(Keys(settings.config.namespace), keyring=Keyring.of(os.environ))
         children: list[process.Kept] = []
-        if shared := "redis_url" in settings.file.model_fields_set:
-            redis_url = settings.file.redis_url
+        if shared := "redis_url" in settings.config.model_fields_set:
+            redis_url = settings.config.redis_url
             # Where there is none, a worker would wait for it.
             with connect(redis_url) as client, contextlib.suppress(NoPermissionError):  # it is there
                 client.ping()

@@ -115,7 +115,7 @@ def told_whole(task: Any) -> Any:
 
 def serve(here: Deployment, address: str, port: int, database: Path, announce: Callable[[str], None]) -> None:
     """Run Flower until SIGTERM or Ctrl-C. Options that are not set here come from `FLOWER_…` variables, as ever."""
-    url = here.settings.file.redis_url
+    url = here.settings.config.redis_url
     app = celery_app(url)
     app.conf.update(
         broker_transport=None,  # the URL's, which Flower knows

@@ -77,7 +77,7 @@ def _write(toml: Path, text: str) -> None:
         with toml.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        if _providers(toml_lines.text_of(toml)) != _providers(text):
+        if _providers(toml_lines.read_text(toml)) != _providers(text):
             raise click.ClickException(
                 f"{toml} is there, and its providers are not this fleet at these addresses: "
                 "remove it to have it written, or leave --toml out to keep it"

@@ -108,4 +108,4 @@ DEFAULT = Path(__file__).with_name("default.toml")
 
 def load(path: Path = DEFAULT) -> Scenario:
     """Read a scenario file (TOML). Raises ConfigError."""
-    return toml_lines.read(toml_lines.text_of(path), str(path), Scenario)
+    return toml_lines.read(toml_lines.read_text(path), str(path), Scenario)

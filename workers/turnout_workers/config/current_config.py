@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from turnout.request import Lane
 from turnout_workers.config import Settings
-from turnout_workers.config.tables import File
+from turnout_workers.config.tables import Config
 from turnout_workers.providers.base import CloudProviderBase
 
 
 @dataclass(slots=True)
-class InForce:
+class CurrentConfig:
     """Both fields are replaced when the operator changes the configuration."""
 
     settings: Settings
@@ -23,10 +23,10 @@ class InForce:
         return self.connectors.get(endpoint_id)
 
     @property
-    def file(self) -> File:
-        return self.settings.file
+    def config(self) -> Config:
+        return self.settings.config
 
     @property
     def reserved(self) -> dict[Lane, float]:
         """Share of each rate limit that a lane leaves to the more urgent ones, while they have work."""
-        return {lane: getattr(self.file.lanes, lane).reserved_share for lane in Lane}
+        return {lane: getattr(self.config.lanes, lane).reserved_share for lane in Lane}
