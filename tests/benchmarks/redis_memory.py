@@ -23,8 +23,8 @@ from turnout_workers.routing.decision import Decision, rank
 from turnout_workers.routing.fleet import Endpoint, Fleet, Limits, Load, Observed, Price, ProviderMetrics
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.record import to_record
-from turnout_workers.state.exchange import exchange
-from turnout_workers.state.redis import RedisFleetStore
+from turnout_workers.state.fast_pipeline import send_commands
+from turnout_workers.state.redis_store import RedisFleetStore
 from turnout_workers.state.store import Ask, Bid, Fence, Granted, Report
 
 JOBS, BATCH = 5000, 250
@@ -85,7 +85,7 @@ async def taken(client: redis.asyncio.Redis) -> tuple[int, float]:
 
 
 async def measure(client: redis.asyncio.Redis, prompt_bytes: int, endpoints: int) -> dict[str, float]:
-    send, ledger = Coalescer(client, exchange), Ledger()
+    send, ledger = Coalescer(client, send_commands), Ledger()
     store = RedisFleetStore(send, ledger.keys)
     request = InferenceRequest(prompt=("word " * prompt_bytes)[:prompt_bytes], model=MODEL)
     decision = decided(request, endpoints)

@@ -39,7 +39,7 @@ from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Circuit, Fleet, Limits, Price
 from turnout_workers.routing.health import circuit
 from turnout_workers.routing.profile import JobProfile
-from turnout_workers.state.memory import MemoryFleetStore
+from turnout_workers.state.memory_store import MemoryFleetStore
 
 EPOCH, JOBS_S, RATE = 1_000_000.0, 180.0, 6.0
 FAULT_FROM, FAULT_TO = 60.0, 120.0

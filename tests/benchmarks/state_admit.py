@@ -20,8 +20,8 @@ from tests.benchmarks.measure import keep, keeping
 from turnout.ledger import Coalescer
 from turnout.ledger.keys import Keys
 from turnout_workers.routing.fleet import Limits
-from turnout_workers.state.exchange import exchange
-from turnout_workers.state.redis import RedisFleetStore
+from turnout_workers.state.fast_pipeline import send_commands
+from turnout_workers.state.redis_store import RedisFleetStore
 from turnout_workers.state.snapshot import POLLS_A_S
 from turnout_workers.state.store import Ask, Bid, Ceiling, Granted, ObservedLimit, Report
 
@@ -47,7 +47,7 @@ async def job(store: RedisFleetStore, name: str, candidates: int) -> None:
 
 
 async def measure(client: redis.asyncio.Redis, at_once: int, candidates: int) -> dict[str, float]:
-    store = RedisFleetStore(Coalescer(client, send_commands=exchange), Keys("bench"))
+    store = RedisFleetStore(Coalescer(client, send_commands=send_commands), Keys("bench"))
     await client.flushall()
     await client.config_resetstat()
     await job(store, "first", candidates)
@@ -77,7 +77,7 @@ async def measure(client: redis.asyncio.Redis, at_once: int, candidates: int) ->
 
 async def look(client: redis.asyncio.Redis, endpoints: int) -> None:
     """What a worker's look at the fleet costs, which all of them take."""
-    store = RedisFleetStore(Coalescer(client, send_commands=exchange), Keys("bench"))
+    store = RedisFleetStore(Coalescer(client, send_commands=send_commands), Keys("bench"))
     await client.flushall()
     for bid in bids(endpoints):
         await store.admit(Ask(bid.endpoint_id, (bid,), 30.0))

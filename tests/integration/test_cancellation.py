@@ -39,15 +39,15 @@ from turnout_workers.background.housekeeping import Housekeeping
 from turnout_workers.background.spool import Spool, SpoolDrain
 from turnout_workers.config import Settings
 from turnout_workers.config.current_config import CurrentConfig
-from turnout_workers.config.tables import RouterTable
+from turnout_workers.config.tables import Config, RouterTable
 from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Capability, Endpoint, Fleet, Limits, Price
 from turnout_workers.runtime import FLIGHTS
-from turnout_workers.state.exchange import exchange
-from turnout_workers.state.redis import RedisFleetStore
+from turnout_workers.state.fast_pipeline import send_commands
+from turnout_workers.state.redis_store import RedisFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Ask, Bid, Granted, Report
 
@@ -196,13 +196,13 @@ class Line:
             await self.stuck.wait()
             raise redis.TimeoutError("no answer")
         if not self.watched or self.trips != self._at:
-            return await exchange(client, commands)
+            return await send_commands(client, commands)
         if self._how == "request lost":
             raise redis.ConnectionError(self._how)
-        await exchange(client, commands)
+        await send_commands(client, commands)
         if self._how == "reply lost":
             raise redis.ConnectionError(self._how)
-        return await exchange(client, commands)  # the client has asked again, for the first reply was lost
+        return await send_commands(client, commands)  # the client has asked again, for the first reply was lost
 
 
 class Struck:

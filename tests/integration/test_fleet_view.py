@@ -9,7 +9,7 @@ from turnout.ledger import Keys, Ledger, run
 from turnout_workers.monitoring.overview import endpoints
 from turnout_workers.routing.fleet import Endpoint, Fleet, Health, Load, Observed
 from turnout_workers.state import fleet_view
-from turnout_workers.state.redis import mark_operation
+from turnout_workers.state.redis_store import mark_operation
 
 ONE = Endpoint("groq", "llama", "llama-3.3")
 

@@ -16,7 +16,7 @@ from tests.tcp_proxy import between
 
 from turnout.ledger import Ledger, Script, run
 from turnout.ledger.script import CLOCK
-from turnout_workers.state.redis import SHARED
+from turnout_workers.state.redis_store import SHARED
 
 LEDGER = Ledger()
 CLAIM = LEDGER.claim("any", "w", 1).script

@@ -12,7 +12,7 @@ from turnout.ledger import Coalescer, Keys, Ledger
 from turnout_workers.background import old_accounts
 from turnout_workers.background.old_accounts import OldAccounts
 from turnout_workers.routing.fleet import Fleet
-from turnout_workers.state.redis import RedisFleetStore
+from turnout_workers.state.redis_store import RedisFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 
 TODAY = datetime(2030, 3, 10, 12, tzinfo=UTC).timestamp()

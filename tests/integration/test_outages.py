@@ -16,7 +16,7 @@ from tests.chaos.stand import LEASE_S, Stand, standing
 from turnout.ledger import NewJob, run
 from turnout.request import InferenceRequest, RoutingConstraints
 from turnout_workers.routing.health import CONSECUTIVE_FAILURES, EJECTION_S, JITTER
-from turnout_workers.state.redis import mark_operation, state_operation
+from turnout_workers.state.redis_store import mark_operation, state_operation
 
 WORKERS = 3
 MODEL = 'models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }'

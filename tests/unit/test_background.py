@@ -23,8 +23,8 @@ from turnout_workers.config.tables import Config
 from turnout_workers.monitoring.metrics import Recovery
 from turnout_workers.providers.base import CloudProviderBase
 from turnout_workers.runtime import _close
-from turnout_workers.state.exchange import exchange
-from turnout_workers.state.memory import MemoryFleetStore
+from turnout_workers.state.fast_pipeline import send_commands
+from turnout_workers.state.memory_store import MemoryFleetStore
 
 CURRENT = CurrentConfig(Settings(Config(), {}, {}, "1", Source("the test")))
 
@@ -139,7 +139,7 @@ async def test_a_connector_that_closes_slowly_or_wrongly_keeps_none_from_being_c
 async def test_with_memory_full_the_jobs_of_the_dead_are_taken_back_all_the_same(tmp_path: Path) -> None:
     server = redis_server.start(tmp_path)
     client = redis.asyncio.Redis.from_url(server.url)
-    call, ledger, swept = Coalescer(client, send_commands=exchange), Ledger(), asyncio.Event()
+    call, ledger, swept = Coalescer(client, send_commands=send_commands), Ledger(), asyncio.Event()
 
     def recovered(how: Recovery, count: int) -> None:
         if how == "swept" and count:
@@ -166,7 +166,7 @@ async def test_however_many_messages_of_a_lane_are_lost_one_wait_brings_all_of_t
     monkeypatch.setattr(housekeeping, "LOST_AFTER_S", 0)
     ids = {f"job {n}" for n in range(35)}
     async with redis.asyncio.Redis.from_url(redis_url) as client:
-        call, ledger, store = Coalescer(client, send_commands=exchange), Ledger(), MemoryFleetStore(lambda: 0.0)
+        call, ledger, store = Coalescer(client, send_commands=send_commands), Ledger(), MemoryFleetStore(lambda: 0.0)
         keeping = Housekeeping(ledger, call, store, "w", CURRENT, (), lambda *_: None)
         await call.all(*(ledger.enqueue(new_job(id)) for id in ids))
         await client.delete(queue := ledger.keys.queue("standard"))
@@ -189,7 +189,7 @@ async def test_with_memory_full_and_a_message_lost_all_parts_of_a_round_are_done
         done.append("also")
 
     async with redis.asyncio.Redis.from_url(server.url) as client:
-        call, ledger, store = Coalescer(client, send_commands=exchange), Ledger(), MemoryFleetStore(lambda: 0.0)
+        call, ledger, store = Coalescer(client, send_commands=send_commands), Ledger(), MemoryFleetStore(lambda: 0.0)
         keeping = Housekeeping(ledger, call, store, "w", CURRENT, (also,), lambda *_: None)
         try:
             await call(ledger.enqueue(new_job("a")))
@@ -235,7 +235,7 @@ async def test_a_redis_that_is_full_or_begins_to_evict_is_told_of_once_and_once_
 async def test_what_was_spoilt_in_redis_stops_one_part_of_a_round(redis_url: str, key: str, wrong: str | bytes) -> None:
     """Else nobody took back the jobs of dead workers any more."""
     async with redis.asyncio.Redis.from_url(redis_url) as client:
-        call, ledger, done = Coalescer(client, send_commands=exchange), Ledger(), list[str]()
+        call, ledger, done = Coalescer(client, send_commands=send_commands), Ledger(), list[str]()
 
         async def also() -> None:
             done.append("also")

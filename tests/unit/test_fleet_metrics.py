@@ -15,7 +15,7 @@ from turnout.ledger import Coalescer, Keys
 from turnout_workers.monitoring import fleet_metrics
 from turnout_workers.monitoring.fleet_metrics import FleetCollector
 from turnout_workers.routing.fleet import Fleet
-from turnout_workers.state.memory import MemoryFleetStore
+from turnout_workers.state.memory_store import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Ceiling
 

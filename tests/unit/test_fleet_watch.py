@@ -16,7 +16,7 @@ from turnout_workers.background import fleet_watch, tasks
 from turnout_workers.background.fleet_watch import CallWatch, eject_hanging
 from turnout_workers.routing.fleet import Circuit, Fleet, Limits
 from turnout_workers.routing.health import circuit
-from turnout_workers.state.memory import MemoryFleetStore
+from turnout_workers.state.memory_store import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Ask, Bid, Granted, Report
 

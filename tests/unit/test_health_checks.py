@@ -16,7 +16,7 @@ from turnout_workers.providers.base import CallOutcome, CloudProviderBase
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import Failure, FailureKind
 from turnout_workers.routing.fleet import Fleet
-from turnout_workers.state.memory import MemoryFleetStore
+from turnout_workers.state.memory_store import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 
 EVERY_S = 0.01

@@ -20,7 +20,7 @@ from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Fleet, Limits, Price
 from turnout_workers.routing.latency import SIGMA_MIN, predict
 from turnout_workers.routing.profile import JobProfile
-from turnout_workers.state.memory import MemoryFleetStore
+from turnout_workers.state.memory_store import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Ask, Bid, Counters, NoRoom, Report
 

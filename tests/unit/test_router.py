@@ -27,7 +27,7 @@ from turnout_workers.routing import Endpoint, IntelligentRouter, NoEligibleEndpo
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 from turnout_workers.routing.fleet import Circuit, Health, Limits, Observed, Price
 from turnout_workers.routing.health import Counters, circuit
-from turnout_workers.state.memory import MemoryFleetStore
+from turnout_workers.state.memory_store import MemoryFleetStore
 from turnout_workers.state.store import ObservedLimit, Report
 
 K = FailureKind

@@ -21,8 +21,8 @@ from turnout_workers.background.spool import Spool, SpoolDrain
 from turnout_workers.config import Settings, Source
 from turnout_workers.config.current_config import CurrentConfig
 from turnout_workers.config.tables import Config
-from turnout_workers.state.memory import MemoryFleetStore
-from turnout_workers.state.redis import RedisFleetStore
+from turnout_workers.state.memory_store import MemoryFleetStore
+from turnout_workers.state.redis_store import RedisFleetStore
 
 OLD, NEW = (
     Keyring.of({"TURNOUT_PAYLOAD_KEYS": f"{name}:{base64.b64encode(bytes([n] * 32)).decode()}"})

@@ -8,7 +8,7 @@ import pytest
 
 from turnout_workers.background.fleet_watch import CallWatch
 from turnout_workers.routing.fleet import Fleet
-from turnout_workers.state.memory import MemoryFleetStore
+from turnout_workers.state.memory_store import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 
 

@@ -42,7 +42,7 @@ from turnout_workers.routing.decision import Decision
 from turnout_workers.routing.failure import Failure
 from turnout_workers.routing.fleet import Endpoint, Fleet, Price, Snapshot
 from turnout_workers.routing.health import EJECTION_S
-from turnout_workers.state.memory import MemoryFleetStore
+from turnout_workers.state.memory_store import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import FleetStore
 

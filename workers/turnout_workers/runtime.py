@@ -46,8 +46,8 @@ from turnout_workers.providers import CloudProviderBase, ProviderConfig, build
 from turnout_workers.providers.http import Http
 from turnout_workers.routing.fleet import Fleet
 from turnout_workers.state import fitness
-from turnout_workers.state.exchange import exchange
-from turnout_workers.state.redis import RedisFleetStore
+from turnout_workers.state.fast_pipeline import send_commands
+from turnout_workers.state.redis_store import RedisFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class Worker:
         logger.info("worker %s serves %d endpoints", self.name, len(self.current.connectors))
 
     def _assembled(self, config: Config) -> Parts:
-        send = Coalescer(self._client, exchange, FLIGHTS)
+        send = Coalescer(self._client, send_commands, FLIGHTS)
         ledger = Ledger(Keys(config.namespace), keyring=Keyring.of(os.environ))
         store = RedisFleetStore(send, ledger.keys)
         fleet, parking = SnapshotPoller(store, Fleet(())), Parking(ledger, send)

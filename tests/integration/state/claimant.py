@@ -17,7 +17,7 @@ import redis.asyncio
 from turnout.ledger import Coalescer
 from turnout.ledger.keys import Keys
 from turnout_workers.routing.fleet import Limits
-from turnout_workers.state.redis import RedisFleetStore
+from turnout_workers.state.redis_store import RedisFleetStore
 from turnout_workers.state.store import Ask, Bid, Ceiling, Granted, NoRoom, Report
 
 TTL_S = 20.0

@@ -14,7 +14,7 @@ from tests.properties.ledger.bed import CLOCK_KEY, HAND_CLOCK
 
 from turnout.ledger import Coalescer
 from turnout.ledger.keys import Keys
-from turnout_workers.state.redis import RedisFleetStore, accounts_operation, latencies_operation
+from turnout_workers.state.redis_store import RedisFleetStore, accounts_operation, latencies_operation
 from turnout_workers.state.store import Account, WorkersStore
 
 START = 1_000_000

@@ -22,7 +22,7 @@ from turnout.ledger import Coalescer
 from turnout.ledger.keys import Keys
 from turnout_workers.routing.fleet import Limits
 from turnout_workers.routing.health import RAMP_S
-from turnout_workers.state.redis import RedisFleetStore, accounts_operation
+from turnout_workers.state.redis_store import RedisFleetStore, accounts_operation
 from turnout_workers.state.store import Ask, Bid, Ceiling, Granted
 
 PROCESSES = 8

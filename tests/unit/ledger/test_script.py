@@ -30,7 +30,7 @@ from turnout.redis_address import connect_async
 from turnout.redis_trouble import UNANSWERED
 from turnout.request import MOST, InferenceRequest
 from turnout.result import JobStatus
-from turnout_workers.state import exchange as redis_exchange
+from turnout_workers.state import fast_pipeline
 
 LEDGER = Ledger()
 
@@ -80,7 +80,7 @@ def test_a_script_that_redis_cannot_load_is_told_as_that(flushed: redis.Redis) -
         run(flushed, [LEDGER.facts("a"), wrong])
 
 
-both_ways = pytest.mark.parametrize("exchange", [pipelined, redis_exchange.exchange])
+both_ways = pytest.mark.parametrize("exchange", [pipelined, fast_pipeline.send_commands])
 
 
 @both_ways
@@ -323,7 +323,7 @@ async def test_a_redis_that_takes_no_writes_is_away_to_a_worker(tmp_path: Path, 
     try:
         async with connect_async(server.url) as client:
             await client.execute_command(*refusal)
-            call = Coalescer(client, send_commands=redis_exchange.exchange)
+            call = Coalescer(client, send_commands=fast_pipeline.send_commands)
             with pytest.raises(redis.ConnectionError, match="takes no writes"):
                 await call(LEDGER.enqueue(new_job("a")))
     finally:

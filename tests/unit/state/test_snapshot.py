@@ -11,7 +11,7 @@ from turnout_workers.background import tasks
 from turnout_workers.background.tasks import cancel_all, run_repeatedly
 from turnout_workers.routing.fleet import Circuit, Endpoint, Fleet, Observed
 from turnout_workers.routing.health import circuit
-from turnout_workers.state.memory import MemoryFleetStore
+from turnout_workers.state.memory_store import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 
 GROQ = Endpoint("groq", "llama", "llama-3.3")

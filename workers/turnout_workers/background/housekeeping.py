@@ -22,7 +22,7 @@ from turnout.request import Lane
 from turnout_workers.config.current_config import CurrentConfig
 from turnout_workers.monitoring.metrics import Recovery
 from turnout_workers.state import fitness
-from turnout_workers.state.exchange import TakesNoWrites
+from turnout_workers.state.fast_pipeline import TakesNoWrites
 from turnout_workers.state.store import FleetStore
 
 logger = logging.getLogger(__name__)

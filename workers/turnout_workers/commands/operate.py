@@ -17,7 +17,7 @@ from turnout.result import JobResult
 from turnout_workers.commands.file_options import DONE, SOME_FAILED
 from turnout_workers.commands.screen import add_row, counted, indented, print_json, show, standard_output, table
 from turnout_workers.deployment import Deployment, deployment
-from turnout_workers.state.redis import mark_operation
+from turnout_workers.state.redis_store import mark_operation
 from turnout_workers.state.store import Mark
 
 PAGE = 500

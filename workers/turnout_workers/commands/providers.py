@@ -20,7 +20,7 @@ from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import FailureKind
 from turnout_workers.routing.fleet import OPERATOR, EndpointView, Limits
 from turnout_workers.state.fleet_view import WELL, said, trouble
-from turnout_workers.state.redis import state_operation
+from turnout_workers.state.redis_store import state_operation
 
 UNITS = {kind.name: kind.name.replace("_per_", " a ").replace("_", " ") for kind in fields(Limits)}
 UNITS["concurrency"] = "at once"

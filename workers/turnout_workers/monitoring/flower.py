@@ -35,7 +35,7 @@ from turnout_workers.celery_app import celery_app
 from turnout_workers.commands.screen import usd
 from turnout_workers.deployment import Deployment
 from turnout_workers.monitoring.overview import overview
-from turnout_workers.state.redis import mark_operation
+from turnout_workers.state.redis_store import mark_operation
 
 OURS = Path(__file__).with_name("templates")
 THEIRS = Path(flower.urls.settings["template_path"])

@@ -13,7 +13,7 @@ from turnout_workers.routing.fleet import EndpointView, Snapshot
 from turnout_workers.routing.health import circuit
 from turnout_workers.routing.latency import quantile_seen
 from turnout_workers.state.fleet_view import said
-from turnout_workers.state.redis import accounts_operation, latencies_operation, state_operation
+from turnout_workers.state.redis_store import accounts_operation, latencies_operation, state_operation
 
 
 def overview(here: Deployment) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from redis.exceptions import NoPermissionError
 from turnout.ledger import Ledger, Operation, run
 from turnout_workers.routing.fleet import Circuit, Fleet, Health
 from turnout_workers.routing.health import circuit
-from turnout_workers.state.redis import state_operation
+from turnout_workers.state.redis_store import state_operation
 
 EVERY_S = 0.25
 NO_WORKER = "none is running (turnout worker)"

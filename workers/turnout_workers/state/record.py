@@ -1,8 +1,8 @@
 """What a store keeps of an endpoint: one record of numbers, and how it reads as health, metrics and load.
 
-`memory.py` changes it as an object. In Redis it lies packed, so that a script reads and writes it in one step; beside
-it in the same hash lie `ENDPOINT ejected` and so on, the texts for people. Another layout of the record needs a key of
-another name, which says how many numbers it is.
+`memory_store.py` changes it as an object. In Redis it is packed, so that a script reads and writes it in one step. The
+texts for people are fields of the same hash: `ENDPOINT ejected` and so on. A record with another layout needs a key
+with another name, which says how many numbers it has.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The port to what workers share: leases on capacity and money, and the health of every endpoint.
 
-Two stores implement it and pass one conformance suite: `memory.py` for one process, and `redis.py`, which also
-keeps what only workers need. Policy stays out of here: the store counts and compares, `routing/` decides. A
-*lease* is the permission for one call to one endpoint. It holds a place among the calls in flight, tokens of the
-rate limits and reserved money; it is reported on once, or it expires, and then its money counts as unsure.
+Two stores implement it and pass one conformance suite: `memory_store.py` for one process, and `redis_store.py`, which
+also keeps what only workers need. The store counts and compares; policy is in `routing/`. A *lease* permits one call to
+one endpoint. It holds a slot among the calls in flight, tokens of the rate limits and reserved money. It is reported on
+once, or it expires; then its money counts as unsure.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
--- Put before every script of the fleet's state, after the clock and the constants of redis.py.
+-- Put before every script of the fleet's state, after the clock and the constants of redis_store.py.
 local NOW = now_ms()
 
 local function ms(seconds) return math.floor(seconds * 1000 + 0.5) end
@@ -51,7 +51,7 @@ end
 
 local function keep_usage(key, usage) redis.call('HSET', key, 'now', cmsgpack.pack(usage)) end
 
--- What of it a limit counts; `kind`: see KINDS in redis.py.
+-- What of it a limit counts; `kind`: see KINDS in redis_store.py.
 local function total(values, kind)
   local sum = 0
   for i = 3, #kind do sum = sum + values[kind[i]] end

@@ -1,6 +1,6 @@
 """The fleet store in Redis: every operation is one Lua script, so it is atomic and takes one round trip.
 
-What the scripts do is specified by `memory.py`, and by what the tests add to it for workers.
+What the scripts do is specified by `memory_store.py`, and by what the tests add to it for workers.
 """
 
 from __future__ import annotations

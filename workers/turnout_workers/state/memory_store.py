@@ -1,8 +1,7 @@
 """The fleet store in one process's memory, for the router used as a library.
 
-What it does is also the specification of `redis.py` and its Lua; the tests add what only workers ask of that one, money
-and fences. Time is whole milliseconds of the clock that is passed in. Every method runs without yielding to the event
-loop, so it is atomic as it stands.
+It also specifies what `redis_store.py` and its Lua do; the tests add money and fences, which only workers use. Time is
+in whole milliseconds of the clock that is passed in. No method yields to the event loop, so each is atomic.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class TakesNoWrites(redis.ConnectionError):
     """To a worker, a Redis that takes no writes is one that is away: what was to be written waits."""
 
 
-async def exchange(client: redis.asyncio.Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+async def send_commands(client: redis.asyncio.Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
     """Send all, and give a reply for each; where Redis refused a command, the error, unraised. See `sending.Exchange`.
 
     Raises what redis-py would, ConnectionError or TimeoutError, after as many tries as the client makes.
@@ -34,7 +34,7 @@ async def exchange(client: redis.asyncio.Redis, commands: Sequence[tuple[Any, ..
     connection = await pool.get_connection()  # type: ignore[no-untyped-call]
     try:
         replies = await connection.retry.call_with_retry(
-            lambda: _exchange(connection, packed, len(commands)), lambda _: connection.disconnect()
+            lambda: _send_packed(connection, packed, len(commands)), lambda _: connection.disconnect()
         )
     finally:
         await pool.release(connection)
@@ -45,7 +45,7 @@ async def exchange(client: redis.asyncio.Redis, commands: Sequence[tuple[Any, ..
     ]
 
 
-async def _exchange(connection: AbstractConnection, packed: bytes, count: int) -> list[Any]:
+async def _send_packed(connection: AbstractConnection, packed: bytes, count: int) -> list[Any]:
     await connection.send_packed_command(packed)
     replies: list[Any] = []
     try:
