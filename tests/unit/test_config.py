@@ -31,6 +31,7 @@ from turnout_workers.config.tables import CeilingTable, ModelTable, MonitoringTa
 from turnout_workers.providers.dialects import DIALECTS, GENERIC
 from turnout_workers.providers.prices import call_cost_microusd
 from turnout_workers.routing.fleet import Endpoint, Limits, Price
+from turnout_workers.routing.images import rule_of
 from turnout_workers.simulator import load as load_scenario
 
 ROOT = Path(__file__).parents[2]
@@ -298,6 +299,13 @@ def test_a_deployment_that_is_named_like_another_model_is_not_taken_for_it() -> 
     assert (endpoint.served_model, endpoint.price.input, endpoint.context_tokens) == ("gpt-4", 2.5, 128_000)
     cost = call_cost_microusd(endpoint, DIALECTS["azure"], Usage(input_tokens=1000), None, tier="default")
     assert cost == 2500, "nor when the answer tells its tier, whose price is looked up then"
+
+
+def test_an_endpoint_counts_images_as_its_model_does_and_a_deployment_as_the_model_that_it_is_of() -> None:
+    text = "[providers.azure]\nbase_url = 'http://x'\napi_key = 'k'\nmodels = { 'gpt-6-luna' = 'gpt-4o' }"
+    text += "\n[providers.gemini]\napi_key = 'k'\nmodels = ['gemini-flash']"
+    rules = {e.id: e.image_rule for account in accounts(settings(text)) for e in account.endpoints}
+    assert rules == {"azure/gpt-6-luna": rule_of("gpt-6-luna"), "gemini/gemini-flash": rule_of("gemini-3.8-flash")}
 
 
 def test_the_example_gives_an_endpoint_for_each_model_and_key() -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from turnout.ledger import Coalescer, Ledger
 from turnout.request import CONTRACT_VERSION
 from turnout_workers.background.tasks import log_if_redis_is_away, spawn
+from turnout_workers.routing.images import UNKNOWN
 from turnout_workers.routing.profile import JobProfile, Requirements
 
 logger = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ def line_of(job: JobProfile, tried: frozenset[str], tenant: str | None, batch: s
         job.wish.max_latency_s,
         job.wish.max_cost_microusd,
         None if job.deadline is None else int(max(0.0, job.deadline - now)).bit_length(),
-        job.input_tokens.bit_length(),
+        job.input_at(UNKNOWN).upper.bit_length(),
         (job.output_tokens or 0).bit_length(),
         tried,
     )

@@ -101,7 +101,8 @@ def forecast(lines: Iterable[tuple[Line, Asked]], fleet: Fleet) -> Forecast:
             told.problem("refused", f"line {line.number}: {refusal(asked, fleet)}")
             continue
         money = (best.expected_cost_microusd or 0, best.upper_cost_microusd or 0)
-        one = Share(1, profile.expected_input_tokens, profile.expected_output_tokens, *money, best.latency_s)
+        given = profile.input_at(best.endpoint.image_rule).expected
+        one = Share(1, given, profile.expected_output_tokens, *money, best.latency_s)
         told.shares[best.endpoint.id] = Share.sum((one, told.shares.get(best.endpoint.id, Share())))
     return told
 

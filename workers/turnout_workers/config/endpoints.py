@@ -17,6 +17,7 @@ from turnout_workers.providers.account import ProviderConfig, Secret
 from turnout_workers.providers.dialects import Dialect
 from turnout_workers.providers.prices import list_context_tokens, price_of
 from turnout_workers.routing.fleet import UNLIMITED, Endpoint, Fleet, Limits
+from turnout_workers.routing.images import rule_of
 
 UNCONFIGURED = (
     "no provider is configured: set an API key (OPENAI_API_KEY, GROQ_API_KEY, ANTHROPIC_API_KEY, "
@@ -82,6 +83,7 @@ def _endpoint(
         capabilities=passed_on if model.capabilities is None else model.capabilities,
         context_tokens=model.context_tokens or known.context_tokens,
         max_output_tokens=model.max_output_tokens or known.max_output_tokens,
+        image_rule=rule_of(*table.preset.names_by_trust(served, ours)),
         quality=model.quality or known.quality,
         regions=table.regions,
         no_training=table.no_training,

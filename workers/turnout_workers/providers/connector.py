@@ -32,7 +32,7 @@ from turnout_workers.providers.scrub import contents
 from turnout_workers.providers.wire import Answer, RequestDraft, StreamCollector, failure_of, parsed_or_malformed
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Endpoint
-from turnout_workers.routing.profile import estimate_input_tokens
+from turnout_workers.routing.profile import JobProfile
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ class Connector(CloudProviderBase):
         """The neutral answer with usage, cost and provenance."""
         used = answer.usage
         if used is None or (used.output_tokens == 0 and any(answer.written)):
-            usage = used or Usage(input_tokens=estimate_input_tokens(draft.request)[0])
+            usage = used or Usage(input_tokens=JobProfile.of(draft.request).input_at(endpoint.image_rule).upper)
             answered = math.ceil(sum(len(text.encode()) for text in answer.written) / 2)
             used = usage.model_copy(update={"output_tokens": answered, "source": "estimated"})
             draft.warnings.append("the provider reported no usage; it is estimated")

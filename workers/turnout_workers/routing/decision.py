@@ -219,7 +219,7 @@ class Decision(NamedTuple):
             endpoint,
             None if cost == math.inf else math.ceil(cost),
             upper_cost_microusd(job, endpoint),
-            job.input_tokens,
+            job.input_at(endpoint.image_rule).upper,
             answer if job.output_tokens is not None else min(answer, job.expected_output_tokens),
             latency_s,
             sigma,

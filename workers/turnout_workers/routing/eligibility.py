@@ -147,7 +147,8 @@ class Match:
         answer = job.output_tokens or 0
         most_microusd = job.input_tokens * self.input_price + (answer or self.answer_tokens) * self.output_price
         return (
-            job.expected_input_tokens + answer <= self.tokens
+            not job.images  # which take more at one endpoint than at another
+            and job.expected_input_tokens + answer <= self.tokens
             and answer <= self.output_tokens
             and most_microusd <= job.cost_left_microusd
         )
@@ -234,11 +235,12 @@ def too_large(job: JobProfile, endpoint: Endpoint) -> tuple[Reason, str] | None:
     answer = job.output_tokens or 0
     if endpoint.max_output_tokens is not None and answer > endpoint.max_output_tokens:
         return Reason.OUTPUT, f"answers with at most {endpoint.max_output_tokens} tokens, {answer} wanted"
-    needed = job.expected_input_tokens + answer
+    given = job.input_at(endpoint.image_rule).expected
+    needed = given + answer
     if endpoint.context_tokens is not None and needed > endpoint.context_tokens:
         return Reason.CONTEXT, f"context {endpoint.context_tokens}, about {needed} needed"
     for name in TOKEN_LIMITS:
-        tokens, most = job.expected_input_tokens if name.startswith("input") else needed, _limit(endpoint, name)
+        tokens, most = given if name.startswith("input") else needed, _limit(endpoint, name)
         if tokens > most:
             return Reason.LIMIT, f"{name} is {most:.0f}, about {tokens} needed at once"
     cost, left = upper_cost_microusd(job, endpoint), job.cost_left_microusd
@@ -267,8 +269,9 @@ def upper_cost_microusd(job: JobProfile, endpoint: Endpoint) -> int | None:
     """The most that one call can cost; None: the price is unknown."""
     if endpoint.price is None:
         return None
-    price, answer = endpoint.price.of(job.input_tokens), upper_output_tokens(job, endpoint)
-    return math.ceil(job.input_tokens * price.dearest_input + answer * price.output)
+    given, answer = job.input_at(endpoint.image_rule).upper, upper_output_tokens(job, endpoint)
+    price = endpoint.price.of(given)
+    return math.ceil(given * price.dearest_input + answer * price.output)
 
 
 def refusal(job: JobProfile, fleet: Fleet) -> NoEligibleEndpoint | None:

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from turnout.request import Capability, Quality
+from turnout_workers.routing.images import UNKNOWN, ImageRule
 
 if TYPE_CHECKING:
     from turnout_workers.routing.estimate import Estimate
@@ -104,6 +105,8 @@ class Endpoint:
     capabilities: frozenset[Capability] = frozenset()
     context_tokens: int | None = None
     max_output_tokens: int | None = None
+    image_rule: ImageRule = UNKNOWN
+    """How many tokens it counts for an image."""
     quality: Quality | None = None
     regions: frozenset[str] = frozenset()
     no_training: bool = False

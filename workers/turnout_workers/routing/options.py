@@ -69,6 +69,8 @@ class Options:
             estimate = estimates[position]
             ttft, pace, p_in, p_out, special, _, _, _, _ = estimate
             latency = ttft + out * pace
+            if job.images:
+                given = job.input_at(estimate.view.endpoint.image_rule).expected
             cost = given * p_in + out * p_out
             if not (special or careful or latency > longest):
                 usable.append((0.0, latency, cost, False, estimate))
@@ -90,7 +92,7 @@ class Options:
         job, now, estimate = self.job, self.now, option.estimate
         view, health = estimate.view, estimate.view.health
         ready_at = health.cooldown_until
-        if job.charged_tokens > view.load.fits:
+        if job.charged_at(view.endpoint.image_rule) > view.load.fits:
             ready_at = max(ready_at, view.load.ready_at)
         if health.cooldown_until > now:  # those who wait come back one by one: the first may be told to wait again
             chance = (self.seed / 2**32 + estimate.position * GOLDEN) % 1

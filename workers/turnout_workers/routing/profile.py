@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from turnout.request import Capability, InferenceRequest, Quality, RoutingConstraints
+from turnout_workers.routing.images import Image, ImageRule, Tokens, image_tokens, images_of
 
 USUAL_OUTPUT_TOKENS = 256
 """Expected answer of a job that doesn't limit it; of one that does, half its limit if that is less."""
 LARGEST_OUTPUT_TOKENS = 4096
 """Upper estimate of an answer that neither the job nor the endpoint limits."""
-IMAGE_TOKENS = 1600
-"""Upper estimate of the input tokens of one image, whose bytes say nothing of them."""
 
 NO_WISH = RoutingConstraints()
 
@@ -49,8 +48,9 @@ class JobProfile:
 
     requirements: Requirements = Requirements()
     input_tokens: int = 1
-    """Upper estimate: what rate limits and ceilings are charged."""
+    """Upper estimate, without images: with them it depends on the endpoint, see `input_at`."""
     expected_input_tokens: int = 1
+    images: tuple[Image, ...] = ()
     output_tokens: int | None = None
     """The job's own limit; None: whatever the endpoint allows."""
     expected_output_tokens: int = USUAL_OUTPUT_TOKENS
@@ -65,10 +65,17 @@ class JobProfile:
     failures: Mapping[str, int] = field(default_factory=dict)
     """How often this job failed, by endpoint id."""
 
-    @property
-    def charged_tokens(self) -> int:
+    def input_at(self, rule: ImageRule) -> Tokens:
+        """Input tokens, images and all, where images are counted by this rule."""
+        if not self.images:
+            return Tokens(self.expected_input_tokens, self.input_tokens)
+        images = image_tokens(rule, self.images)
+        return Tokens(self.expected_input_tokens + images.expected, self.input_tokens + images.upper)
+
+    def charged_at(self, rule: ImageRule) -> int:
         """What a call takes of rate limits until it is known."""
-        return self.input_tokens + (self.expected_output_tokens if self.output_tokens is None else self.output_tokens)
+        output = self.expected_output_tokens if self.output_tokens is None else self.output_tokens
+        return self.input_at(rule).upper + output
 
     @property
     def cost_left_microusd(self) -> float:
@@ -117,6 +124,7 @@ class JobProfile:
             ),
             input_tokens=upper,
             expected_input_tokens=expected,
+            images=images_of(request),
             output_tokens=limit,
             expected_output_tokens=usual,
             wish=wish,
@@ -129,21 +137,18 @@ class JobProfile:
 
 
 def estimate_input_tokens(request: InferenceRequest) -> tuple[int, int]:
-    """Upper and expected number of input tokens, from the bytes of the text.
+    """Upper and expected number of input tokens, from the bytes of the text; images are `images_of`.
 
     Ordinary text takes no more than a token for two bytes, and English about one for four:
     `ceil(bytes / 2)` and `ceil(bytes / 4)`, each with 8 a message and the tools' JSON.
     """
     messages = request.messages or ()
     size = sum(len(text.encode()) for text in (request.prompt or "", *request.texts))
-    images = 0
     for message in messages:
         size += len(message.text.encode()) + len((message.reasoning_content or "").encode())
         size += sum(len(call.function.arguments.encode()) for call in message.tool_calls)
-        if isinstance(message.content, tuple):
-            images += sum(part.type == "image_url" for part in message.content)
     size += sum(len(tool.model_dump_json().encode()) for tool in request.tools)
     if request.response_format.json_schema is not None:
         size += len(request.response_format.model_dump_json().encode())
-    fixed = 8 * (len(messages) or request.prompt is not None) + IMAGE_TOKENS * images
+    fixed = 8 * (len(messages) or request.prompt is not None)
     return max(1, math.ceil(size / 2) + fixed), max(1, math.ceil(size / 4) + fixed)
