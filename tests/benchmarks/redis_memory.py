@@ -20,9 +20,9 @@ from turnout.ledger import Claimed, Coalescer, Ledger, NewJob
 from turnout.request import InferenceRequest, InferenceResponse, Usage
 from turnout.result import Attempt, JobResult, JobStatus
 from turnout_workers.routing.decision import Decision, rank
+from turnout_workers.routing.decision_log import to_json_dict
 from turnout_workers.routing.fleet import Endpoint, Fleet, Limits, Load, Observed, Price, ProviderMetrics
 from turnout_workers.routing.profile import JobProfile
-from turnout_workers.routing.record import to_record
 from turnout_workers.state.fast_pipeline import send_commands
 from turnout_workers.state.redis_store import RedisFleetStore
 from turnout_workers.state.store import Ask, Bid, Fence, Granted, Report
@@ -73,7 +73,7 @@ async def work(job_id: str, decision: Decision, send: Coalescer, ledger: Ledger,
     chosen = next(one.endpoint for one in decision.candidates if one.endpoint.id == grant.endpoint_id)
     used = Report(lease, chosen.id, ok=True, input_tokens=760, output_tokens=212, cost_microusd=610, latency_s=0.8)
     await store.report(used)
-    record = to_json(to_record(decision, chosen.id))
+    record = to_json(to_json_dict(decision, chosen.id))
     await send(ledger.settle(claim.token, answered(job_id, chosen), record, KEPT_S))
 
 

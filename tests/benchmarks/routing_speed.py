@@ -68,9 +68,9 @@ def ours() -> dict[str, Callable[[], object]]:
     from turnout.request import Capability, InferenceRequest, Lane, Quality, RoutingConstraints
     from turnout_workers.routing import Endpoint
     from turnout_workers.routing.decision import rank
+    from turnout_workers.routing.decision_log import to_json_dict
     from turnout_workers.routing.fleet import EndpointView, Fleet, Limits, Load, Price, ProviderMetrics, Snapshot
     from turnout_workers.routing.profile import JobProfile
-    from turnout_workers.routing.record import to_record
 
     rng = random.Random(1)
 
@@ -132,7 +132,7 @@ def ours() -> dict[str, Callable[[], object]]:
             rank(JobProfile.of(request, deadline=deadline), snapshots[20], 1000.0, rng).best
         ),
         "20, from a snapshot of its own": lambda: rank(job, snapshot(small), 1000.0, rng),
-        "20, with its record": lambda: to_record(rank(job, snapshots[20], 1000.0, rng)),
+        "20, with its record": lambda: to_json_dict(rank(job, snapshots[20], 1000.0, rng)),
     }
 
 

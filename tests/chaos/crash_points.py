@@ -9,16 +9,16 @@ from functools import wraps
 from itertools import count
 from typing import Any
 
-from turnout_workers.attempts.judging import Judging
-from turnout_workers.attempts.search import Searching
+from turnout_workers.attempts.judging import Judge
+from turnout_workers.attempts.search import EndpointSearch
 from turnout_workers.background.fleet_watch import CallWatch
 from turnout_workers.monitoring.metrics import Metrics
 
 STEPS: dict[str, tuple[type, str]] = {
-    "claimed": (Searching, "learn"),
+    "claimed": (EndpointSearch, "learn"),
     "before_call": (CallWatch, "call"),
     "during_call": (CallWatch, "call"),
-    "after_call": (Judging, "__call__"),
+    "after_call": (Judge, "__call__"),
     "after_settle": (Metrics, "ended"),
 }
 """What a worker does last before it dies there. None of it waits, so nothing else has begun by then."""

@@ -18,8 +18,8 @@ from turnout.ledger import Keys, Ledger, NewJob, run
 from turnout.request import InferenceRequest, RoutingConstraints
 from turnout_workers.config import Settings
 from turnout_workers.config.tables import Config
+from turnout_workers.routing.decision_log import excluded
 from turnout_workers.routing.fleet import Endpoint, Fleet, Price
-from turnout_workers.routing.record import excluded
 from turnout_workers.state.store import Mark
 
 FLEET = one_provider("sim-one", ttft_s=0.2)

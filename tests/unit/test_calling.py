@@ -12,7 +12,7 @@ import pytest
 from tests.unit.routing.fleets import endpoint
 
 from turnout.request import InferenceRequest, Lane
-from turnout_workers.attempts.calling import LATE_S, Calling
+from turnout_workers.attempts.calling import LATE_S, Caller
 from turnout_workers.attempts.job import HeldJob
 from turnout_workers.attempts.judging import _says_nothing
 from turnout_workers.attempts.reporting import Finished
@@ -51,7 +51,7 @@ async def finished(connector: Any, timeout_s: float) -> Finished:
     fleet: Any = SimpleNamespace(now=lambda: 0.0, monotonic=time.monotonic)
     connectors: Any = {at.id: connector}
     nothing: Any = None
-    calling = Calling(fleet, nothing, CallWatch(nothing, fleet, "w"), connectors.get)
+    calling = Caller(fleet, nothing, CallWatch(nothing, fleet, "w"), connectors.get)
     leases: list[str] = []
     hold: Any = SimpleNamespace(job_id="j", leases=leases, valid_until=math.inf, lost=False)
     claim: Any = SimpleNamespace(

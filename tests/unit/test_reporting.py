@@ -18,7 +18,7 @@ from turnout_workers.routing import failover
 from turnout_workers.routing.decision import rank
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Fleet, Limits, Price
-from turnout_workers.routing.latency import SIGMA_MIN, predict
+from turnout_workers.routing.latency import MIN_SIGMA, predict
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.state.memory_store import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
@@ -43,7 +43,7 @@ class Away(MemoryFleetStore):
 async def test_a_report_that_redis_did_not_take_is_sent_again_without_holding_up_the_job(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(reporting, "TOLD_LATER_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(reporting, "REPORT_RETRIES_S", (0.0, 0.0, 0.0))
     seen: Any = type("Sight", (), {"snapshot": snapshot(endpoint())})
     best = rank(JobProfile.of(request()), seen.snapshot, 0.0, random.Random(0)).best
     assert best is not None
@@ -58,8 +58,8 @@ async def test_a_report_that_redis_did_not_take_is_sent_again_without_holding_up
 async def test_what_a_call_has_cost_is_told_also_after_a_long_outage(
     monkeypatch: pytest.MonkeyPatch, cost_microusd: int, reports: int
 ) -> None:
-    monkeypatch.setattr(reporting, "TOLD_LATER_S", ())
-    monkeypatch.setattr(reporting, "PAID_LATER_S", (0.0, 0.0))
+    monkeypatch.setattr(reporting, "REPORT_RETRIES_S", ())
+    monkeypatch.setattr(reporting, "PAID_REPORT_RETRIES_S", (0.0, 0.0))
     seen: Any = type("Sight", (), {"snapshot": snapshot(endpoint())})
     best = rank(JobProfile.of(request()), seen.snapshot, 0.0, random.Random(0)).best
     assert best is not None
@@ -137,7 +137,7 @@ async def test_what_answers_take_is_learned_from_whole_ones(
     first_s, each_s = predict(view.endpoint, view.metrics, clock[0])
     for size in sizes:
         assert first_s + size * each_s == pytest.approx(ttft_s + size * s_per_token, rel=0.5)
-    assert view.metrics.sigma < 2 * SIGMA_MIN
+    assert view.metrics.sigma < 2 * MIN_SIGMA
 
 
 @pytest.mark.parametrize("price", [None, Price(0.0, 0.0), Price(1.0, 2.0)])

@@ -29,10 +29,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from turnout.request import InferenceRequest, InferenceResponse, RoutingStrategy
-from turnout_workers.attempts.calling import Calling
+from turnout_workers.attempts.calling import Caller
 from turnout_workers.attempts.in_process import DeadlinePassed as DeadlinePassed
 from turnout_workers.attempts.in_process import InProcess
-from turnout_workers.attempts.judging import Judging
+from turnout_workers.attempts.judging import Judge
 from turnout_workers.attempts.reporting import Reporter
 from turnout_workers.background.fleet_watch import CallWatch, eject_hanging
 from turnout_workers.background.health_checks import HealthChecks
@@ -99,7 +99,7 @@ class IntelligentRouter:
         self._calls = calls = CallWatch(store, seen, uuid.uuid4().hex)
         rng = rng or random.Random()
         reporter = Reporter(store, seen, failover_cooldown, rng)
-        judging, calling = Judging(reporter, rng, hedge), Calling(seen, reporter, calls, self._owner.get)
+        judging, calling = Judge(reporter, rng, hedge), Caller(seen, reporter, calls, self._owner.get)
         strategy = RoutingStrategy(default_strategy)
         self._requests = InProcess(store, seen, rng, sleep, judging, calling, strategy)
         self._checks = HealthChecks(self._providers, store, seen, health_check_interval, rng)

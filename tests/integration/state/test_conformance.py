@@ -13,7 +13,7 @@ from tests.integration.state.stores import START, AnyFleet, MemoryFleet, RedisFl
 
 from turnout_workers.routing.fleet import Endpoint, Limits
 from turnout_workers.routing.health import CONSECUTIVE_FAILURES, RAMP_S
-from turnout_workers.routing.latency import quantile_seen
+from turnout_workers.routing.latency import observed_quantile
 from turnout_workers.state.store import (
     ASK_AGAIN_S,
     KEPT_S,
@@ -432,7 +432,7 @@ async def test_money_is_reserved_then_spent(fleet: AnyFleet) -> None:
     names = ["tenant:x", "batch:y", "provider:groq"]
     assert await fleet.accounts(*names) == dict.fromkeys(names, Account(reserved=60))
     answer = await refused(fleet, bid(cost_microusd=41), ceilings=accounts)
-    assert (answer.reasons, answer.above) == ({A: "ceiling tenant:x"}, {})
+    assert (answer.reasons, answer.over_ceiling) == ({A: "ceiling tenant:x"}, {})
     assert answer.retry_at == START + ASK_AGAIN_S
     await end(fleet, grant, cost_microusd=35, unsure_microusd=5)
     assert await fleet.accounts(*names) == dict.fromkeys(names, Account(spent=35, unsure=5))
@@ -441,9 +441,9 @@ async def test_money_is_reserved_then_spent(fleet: AnyFleet) -> None:
 
 async def test_a_ceiling_that_only_an_operator_can_raise_names_no_time(fleet: AnyFleet) -> None:
     answer = await refused(fleet, bid(cost_microusd=101), ceilings=(Ceiling("job:1", 100),))
-    assert (answer.above, answer.retry_at) == ({A: "job:1"}, None)
+    assert (answer.over_ceiling, answer.retry_at) == ({A: "job:1"}, None)
     answer = await refused(fleet, bid(cost_microusd=None), ceilings=(Ceiling("job:1", 100),))
-    assert answer.above == {A: "job:1"}, "of an unknown price nobody knows whether that is enough"
+    assert answer.over_ceiling == {A: "job:1"}, "of an unknown price nobody knows whether that is enough"
     dear, free = bid(A, cost_microusd=101), bid(B)
     assert (await granted(fleet, dear, free, ceilings=(Ceiling("job:1", 100),))).endpoint_id == B
 
@@ -501,7 +501,7 @@ async def test_no_call_of_a_paused_batch_begins_and_its_ceiling_is_no_reason(fle
     fleet.pause("b", True)
     dear, fence = bid(cost_microusd=1), Fence("1", 3, "b")
     answer = await refused(fleet, dear, ceilings=(Ceiling("batch:b", None),), fence=fence)
-    assert (answer.retry_at, answer.above, answer.reasons) == (None, {}, {A: "the batch is paused"})
+    assert (answer.retry_at, answer.over_ceiling, answer.reasons) == (None, {}, {A: "the batch is paused"})
     await granted(fleet, dear, fence=Fence("1", 3, "another"))
     fleet.pause("b", False)
     await granted(fleet, dear, fence=fence)
@@ -833,7 +833,7 @@ async def test_how_long_answers_took_is_counted_for_people(model: str, redis_url
         grant = await granted(fleet, bid(f"groq/{model}"))
         await end(fleet, grant, ok=latency_s is not None, latency_s=latency_s)
     seen = await fleet.latencies()
-    assert {endpoint: quantile_seen(counts, 0.5) for endpoint, counts in seen.items()} == {f"groq/{model}": 2.56}
+    assert {endpoint: observed_quantile(counts, 0.5) for endpoint, counts in seen.items()} == {f"groq/{model}": 2.56}
     await fleet.close()
 
 

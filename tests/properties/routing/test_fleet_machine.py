@@ -19,7 +19,7 @@ from turnout_workers.routing.decision import Action, rank
 from turnout_workers.routing.failover import judge
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Circuit, Fleet, Limits, Snapshot
-from turnout_workers.routing.health import EJECTION_MAX_S, Eject, Recover, after_report, after_watch, circuit
+from turnout_workers.routing.health import MAX_EJECTION_S, Eject, Recover, after_report, after_watch, circuit
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.state.store import Ask, Bid, Ceiling, Granted, Report
 
@@ -57,8 +57,8 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule(interactive=st.booleans())
     def call(self, interactive: bool) -> None:
-        wish = RoutingConstraints(lane=Lane.INTERACTIVE if interactive else Lane.STANDARD)
-        job = JobProfile(output_tokens=10, expected_output_tokens=5, wish=wish)
+        constraints = RoutingConstraints(lane=Lane.INTERACTIVE if interactive else Lane.STANDARD)
+        job = JobProfile(output_tokens=10, expected_output_tokens=5, constraints=constraints)
         decision = rank(job, self.old, self.now, self.rng)
         assert decision.action is not Action.REFUSE
         if decision.action is not Action.GO:
@@ -99,7 +99,7 @@ class FleetMachine(RuleBasedStateMachine):
         health = self.old.by_id[granted.endpoint_id].health
         action = after_report(health, counters, failure, self.rng, counts_for_health=verdict.counts_for_health)
         if isinstance(action, Eject):
-            assert action.open_s <= EJECTION_MAX_S * 1.15
+            assert action.open_s <= MAX_EJECTION_S * 1.15
             run(self.store.eject(granted.endpoint_id, action.open_s, action.reason))
         elif isinstance(action, Recover):
             run(self.store.recover(granted.endpoint_id))
@@ -152,7 +152,7 @@ class FleetMachine(RuleBasedStateMachine):
     @invariant()
     def every_ejection_and_cooldown_ends(self) -> None:
         for view in self.snapshot().views:
-            assert view.health.open_until <= self.now + EJECTION_MAX_S * 1.15
+            assert view.health.open_until <= self.now + MAX_EJECTION_S * 1.15
             assert view.health.cooldown_until <= self.now + 66
 
     def teardown(self) -> None:

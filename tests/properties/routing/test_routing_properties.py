@@ -13,7 +13,8 @@ from tests.unit.routing.fleets import NOW, changed, snapshot
 from turnout.request import Capability, Lane, Quality, RoutingConstraints, RoutingStrategy
 from turnout_workers.routing import Endpoint
 from turnout_workers.routing.decision import Action, rank
-from turnout_workers.routing.eligibility import refusal, too_large, upper_cost_microusd
+from turnout_workers.routing.decision_log import to_json_dict
+from turnout_workers.routing.eligibility import refusal, unfit, upper_cost_microusd
 from turnout_workers.routing.failover import Next, backoff_s, judge
 from turnout_workers.routing.failure import Failure, FailureKind
 from turnout_workers.routing.fleet import (
@@ -26,18 +27,17 @@ from turnout_workers.routing.fleet import (
     Price,
     ProviderMetrics,
 )
-from turnout_workers.routing.health import EJECTION_MAX_S, circuit, ejection_s
+from turnout_workers.routing.health import MAX_EJECTION_S, circuit, ejection_s
 from turnout_workers.routing.latency import (
     BUCKETS,
     PRIOR_TTFT_S,
     bucket,
     chance_of_exceeding,
+    observed_quantile,
     predict,
-    quantile_seen,
     step,
 )
 from turnout_workers.routing.profile import JobProfile, Requirements
-from turnout_workers.routing.record import to_record
 
 seconds = st.floats(-30, 30).map(lambda s: NOW + s)
 shares = st.floats(0, 1)
@@ -122,7 +122,7 @@ jobs = st.builds(
     expected_output_tokens=st.integers(0, 800),
     deadline=st.none() | seconds,
     waiting_since=st.none() | st.floats(0, 9000).map(lambda s: NOW - s),
-    wish=st.builds(
+    constraints=st.builds(
         RoutingConstraints,
         max_latency_s=st.none() | st.floats(0.1, 60),
         max_cost_usd=st.none() | st.floats(0, 0.1),
@@ -132,7 +132,9 @@ jobs = st.builds(
     ),
     failures=st.dictionaries(st.sampled_from(["groq/llama#1", "azure/gpt#2"]), st.integers(0, 3)),
 )
-simple = st.sampled_from(list(RoutingStrategy)).map(lambda one: JobProfile(wish=RoutingConstraints(strategy=one)))
+simple = st.sampled_from(list(RoutingStrategy)).map(
+    lambda one: JobProfile(constraints=RoutingConstraints(strategy=one))
+)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -162,7 +164,7 @@ def test_every_candidate_is_eligible_and_may_be_called_now(
             assert candidate.upper_cost_microusd <= job.cost_left_microusd
         assert candidate.timeout_s > 0
     assert all(0 <= p_late <= 1 for p_late in made.ranking.late)
-    for asked in (made, made.asking()):
+    for asked in (made, made.offering_busy()):
         assert [bid.endpoint.id for bid in asked.bids()[:1]] == [best.endpoint.id for best in asked.candidates[:1]]
 
 
@@ -204,18 +206,18 @@ def test_one_more_constraint_never_adds_an_eligible_endpoint(
     def eligible(wanted: JobProfile) -> set[str]:
         return {view.endpoint.id for view in views if refusal(wanted, Fleet([view.endpoint])) is None}
 
-    loose = replace(job, requirements=Requirements(), wish=RoutingConstraints())
+    loose = replace(job, requirements=Requirements(), constraints=RoutingConstraints())
     assert eligible(replace(loose, requirements=replace(Requirements(), **more))) <= eligible(loose)
-    assert eligible(replace(loose, wish=RoutingConstraints(max_cost_usd=1e-4))) <= eligible(loose)
+    assert eligible(replace(loose, constraints=RoutingConstraints(max_cost_usd=1e-4))) <= eligible(loose)
 
 
 @given(jobs | simple, fleets, seeds)
 @settings(max_examples=80)
 def test_a_decision_is_repeated_from_its_record(job: JobProfile, views: list[EndpointView], seed: int) -> None:
     made = decision(job, views, seed)
-    assert to_record(decision(job, views, seed)) == to_record(made)
+    assert to_json_dict(decision(job, views, seed)) == to_json_dict(made)
     if made.candidates or made.busy:
-        assert changed([to_record(made), to_record(made.asking())]) == []
+        assert changed([to_json_dict(made), to_json_dict(made.offering_busy())]) == []
 
 
 @given(fleets, seeds, st.sampled_from(list(Lane)), st.data())
@@ -225,7 +227,7 @@ def test_no_endpoint_is_tried_twice_while_an_untried_one_is_offered(
 ) -> None:
     ids = [view.endpoint.id for view in views]
     tried = frozenset(data.draw(st.lists(st.sampled_from(ids))) if ids else [])
-    found = offered(decision(JobProfile(wish=RoutingConstraints(lane=lane)), views, seed, tried=tried))
+    found = offered(decision(JobProfile(constraints=RoutingConstraints(lane=lane)), views, seed, tried=tried))
     assert not found & tried or not found - tried
 
 
@@ -267,7 +269,7 @@ def test_verdicts_are_bounded_and_heed_retry_after(
 def test_backoff_and_ejection_stay_within_bounds(count: int, seed: int, base_s: float) -> None:
     rng = random.Random(seed)
     assert 0 <= backoff_s(count, rng) <= 8
-    assert base_s * 0.85 <= ejection_s(count, rng, base_s) <= max(base_s, EJECTION_MAX_S) * 1.15
+    assert base_s * 0.85 <= ejection_s(count, rng, base_s) <= max(base_s, MAX_EJECTION_S) * 1.15
 
 
 @given(endpoints, metrics, st.floats(0, 1e6))
@@ -296,7 +298,7 @@ def test_the_chance_of_being_late_falls_with_the_time_left(left_s: float, median
 @given(st.floats(0.01, 600))
 def test_a_latency_is_told_to_within_the_width_of_its_bucket(latency_s: float) -> None:
     counts = [int(number == bucket(latency_s)) for number in range(BUCKETS)]
-    told_s = quantile_seen(counts, 0.99)
+    told_s = observed_quantile(counts, 0.99)
     assert told_s is not None
     assert latency_s <= told_s + 5e-4 <= 1.42 * latency_s + 1e-3
 
@@ -304,5 +306,5 @@ def test_a_latency_is_told_to_within_the_width_of_its_bucket(latency_s: float) -
 @given(jobs, endpoints)
 def test_what_is_not_too_large_costs_no_more_than_the_ceiling(job: JobProfile, at: Endpoint) -> None:
     cost = upper_cost_microusd(job, at)
-    if too_large(job, at) is None and cost is not None:
+    if unfit(job, at) is None and cost is not None:
         assert cost <= job.cost_left_microusd

@@ -10,9 +10,9 @@ from typing import Any
 from turnout.request import InferenceRequest, RoutingConstraints
 from turnout_workers.routing import Endpoint
 from turnout_workers.routing.decision import Decision, rank
+from turnout_workers.routing.decision_log import Choice, choices
 from turnout_workers.routing.fleet import EndpointView, Fleet, Health, Load, Observed, Price, ProviderMetrics, Snapshot
 from turnout_workers.routing.profile import JobProfile
-from turnout_workers.routing.record import Choice, choices
 
 NOW = 1_000_000.0
 WELL, UNKNOWN, IDLE = Health(), ProviderMetrics(), Load()

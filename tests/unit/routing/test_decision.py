@@ -24,12 +24,12 @@ from tests.unit.routing.fleets import (
 )
 
 from turnout.request import Lane, RoutingStrategy
-from turnout_workers.routing.decision import Action, rank, worth_repeating
+from turnout_workers.routing.decision import Action, rank, worth_retrying
+from turnout_workers.routing.decision_log import candidates, choices, excluded, to_json_dict
 from turnout_workers.routing.estimate import amend
 from turnout_workers.routing.fleet import EndpointView, Health, Limits, Load, Price, ProviderMetrics
 from turnout_workers.routing.options import COOLDOWN_SPREAD_S
 from turnout_workers.routing.profile import JobProfile
-from turnout_workers.routing.record import candidates, choices, excluded, to_record
 from turnout_workers.routing.strategies import URGENCY
 
 S = RoutingStrategy
@@ -190,7 +190,7 @@ def test_one_that_has_never_answered_gets_its_first_calls_and_no_more_while_anot
         assert takes(4, other=FAST._replace(health=no_other)) == ["new"]
     assert takes(99, other=FAST._replace(metrics=ProviderMetrics())) == ["new", "fast"], "nobody has answered yet"
     new = view(endpoint("new"), load=Load(in_flight=4))
-    assert reasons(decide(job(), new, FAST)) == {"new": "silent"}
+    assert reasons(decide(job(), new, FAST)) == {"new": "unproven"}
     assert chosen(decide(job(), new, FAST, tried=frozenset({"fast/llama"}))) == ["new"]
     assert chosen(decide(job(), new, FAST, tried=frozenset({"fast/llama", "new/llama"}))) == ["new", "fast"]
 
@@ -286,7 +286,7 @@ def test_whatever_a_job_has_waited_what_it_waits_for_is_offered() -> None:
     for _ in range(3000):
         busy = CHEAP._replace(load=Load(ready_at=NOW + 3 * rng.random()))
         waiting = replace(job(lane=Lane.BATCH), waiting_since=NOW - rng.uniform(31, 531))
-        assert decide(waiting, busy, spare).asking().bids()
+        assert decide(waiting, busy, spare).offering_busy().bids()
 
 
 def test_what_large_jobs_wait_for_holds_up_no_small_one() -> None:
@@ -316,7 +316,7 @@ def test_an_endpoint_that_fails_often_is_not_called_again_while_a_person_waits()
         (0.05, Lane.INTERACTIVE, True),
     ]:
         decision = decide(job(lane=lane), view(endpoint(), metrics=observed(error_rate=rate)))
-        assert worth_repeating(decision.candidates[0], decision.job.wish.lane) == repeated
+        assert worth_retrying(decision.candidates[0], decision.job.constraints.lane) == repeated
 
 
 def test_no_endpoint_is_tried_twice_while_another_is_left() -> None:
@@ -473,7 +473,7 @@ def test_a_record_is_json_and_replays_to_the_same_choice_under_its_strategy() ->
                 for n in range(2)
             ]
             fleet = snapshot(CHEAP, FAST, MIDDLE, at, *twins, view(endpoint("x"), load=Load(ready_at=NOW + 1)))
-            records.append(to_record(rank(job(strategy=strategy), fleet, NOW, rng, turn=rng.choice([None, 1, 2]))))
+            records.append(to_json_dict(rank(job(strategy=strategy), fleet, NOW, rng, turn=rng.choice([None, 1, 2]))))
     records = json.loads(json.dumps(records))
     repeated, cheap, fast = (list(choices(records, s)) for s in (None, S.COST_OPTIMIZED, S.LATENCY_OPTIMIZED))
     assert (len(repeated), changed(records)) == (120, [])
@@ -485,7 +485,7 @@ def test_a_record_is_json_and_replays_to_the_same_choice_under_its_strategy() ->
 def test_a_replay_heeds_where_the_job_had_failed() -> None:
     dearer = endpoint("dearer", price=Price(1.5, 3.0), account="2")
     failed = replace(job(), failures={"groq/llama": 3})
-    records = [to_record(decide(wanted, endpoint("groq"), dearer)) for wanted in (job(), failed)]
+    records = [to_json_dict(decide(wanted, endpoint("groq"), dearer)) for wanted in (job(), failed)]
     assert [choice.endpoint_id for choice in choices(records)] == ["groq/llama", "dearer/llama#2"]
     assert changed(records) == []
 
@@ -493,7 +493,7 @@ def test_a_replay_heeds_where_the_job_had_failed() -> None:
 def test_a_record_says_why_and_holds_no_prompt() -> None:
     wanted = job(prompt="the secret plan", model="llama", deadline_s=30)
     out = view(endpoint("out"), Health(open_until=NOW + 9, ejection_reason="4 failures in a row"))
-    record = to_record(decide(wanted, MIDDLE, out, endpoint("other", model="gpt")))
+    record = to_json_dict(decide(wanted, MIDDLE, out, endpoint("other", model="gpt")))
     assert record["chosen"] == "middle/llama"
     assert excluded(record) == [
         ("model", "serves no llama", ["other/gpt"], 0),
@@ -506,12 +506,12 @@ def test_a_record_says_why_and_holds_no_prompt() -> None:
 
 def test_a_record_does_not_grow_with_the_fleet() -> None:
     fleet = [endpoint(f"p{n}", model="llama" if n % 2 else "gpt") for n in range(400)]
-    record = to_record(decide(job(model="llama"), *fleet))
+    record = to_json_dict(decide(job(model="llama"), *fleet))
     assert excluded(record) == [("model", "serves no llama", ["p0/gpt", "p2/gpt", "p4/gpt"], 197)]
     assert candidates(record)[0].id == record["chosen"]
     assert len(json.dumps(record)) < 2500
     busy = CHEAP._replace(load=Load(ready_at=NOW + 1))
-    waiting = to_record(decide(job(lane=Lane.BATCH), busy, *fleet))
+    waiting = to_json_dict(decide(job(lane=Lane.BATCH), busy, *fleet))
     assert waiting["waits_for"] == candidates(waiting)[-1].id == "cheap/llama"
 
 
@@ -520,7 +520,7 @@ def test_one_whose_only_endpoint_was_busy_a_moment_ago_may_ask_there_all_the_sam
     busy = view(endpoint("busy"), load=Load(ready_at=NOW + wait_s))
     decision = decide(job(), busy)
     assert (decision.action, decision.bids()) == (Action.WAIT, ())
-    asking = decision.asking()
+    asking = decision.offering_busy()
     assert asking.action is Action.GO
     assert [bid.endpoint.provider for bid in asking.bids()] == ["busy"]
 
@@ -537,7 +537,7 @@ def test_one_that_is_woken_asks_first_where_it_would_rather_wait_than_pay_more()
     busy, dear = view(endpoint("busy"), load=Load(ready_at=NOW + 0.4)), endpoint("dear", price=Price(500.0, 500.0))
     decision = decide(job(), busy, dear)
     assert (decision.action, decision.waits_for) == (Action.WAIT, "busy/llama")
-    assert [bid.endpoint.provider for bid in decision.asking().bids()] == ["busy"]
+    assert [bid.endpoint.provider for bid in decision.offering_busy().bids()] == ["busy"]
 
 
 def test_a_ceiling_heeds_what_storing_a_prompt_costs_and_the_price_of_long_ones() -> None:
@@ -558,15 +558,15 @@ def test_one_to_be_probed_where_the_job_failed_comes_after_one_where_it_did_not(
 
 
 def test_a_turn_that_goes_to_one_held_back_is_repeated_from_its_record() -> None:
-    silent, other = view(endpoint("silent"), load=Load(in_flight=9)), endpoint("other", weight=3.0)
-    records = [to_record(decide(job(strategy=S.ROUND_ROBIN), silent, other, turn=turn)) for turn in range(20)]
-    assert {record["chosen"] for record in records} == {"silent/llama", "other/llama"}
+    unproven, other = view(endpoint("unproven"), load=Load(in_flight=9)), endpoint("other", weight=3.0)
+    records = [to_json_dict(decide(job(strategy=S.ROUND_ROBIN), unproven, other, turn=turn)) for turn in range(20)]
+    assert {record["chosen"] for record in records} == {"unproven/llama", "other/llama"}
     assert changed(records) == []
 
 
 def test_even_the_shortest_wait_is_one_in_a_record() -> None:
     busy = view(endpoint("busy", priority=1), load=Load(ready_at=NOW + 1e-5))
-    record = to_record(decide(job(strategy=S.FAILOVER), busy, endpoint("free", priority=2)))
+    record = to_json_dict(decide(job(strategy=S.FAILOVER), busy, endpoint("free", priority=2)))
     assert record["chosen"] == "free/llama"
     assert changed([record]) == []
 
@@ -574,5 +574,5 @@ def test_even_the_shortest_wait_is_one_in_a_record() -> None:
 def test_bids_that_leave_out_an_endpoint_that_is_back_before_long_are_not_all_there_is() -> None:
     back_soon = view(endpoint("soon"), Health(cooldown_until=NOW + 600, cooldown_reason="asked to wait"))
     alone, both = decide(job(), CHEAP), decide(job(), CHEAP, back_soon)
-    assert not alone.leaves_out(alone.bids())
-    assert both.leaves_out(both.bids())
+    assert not alone.has_more_than(alone.bids())
+    assert both.has_more_than(both.bids())

@@ -13,7 +13,7 @@ from turnout_workers.routing import NoEligibleEndpoint
 from turnout_workers.routing.decision import Action
 from turnout_workers.routing.eligibility import match, refusal, upper_cost_microusd
 from turnout_workers.routing.fleet import Fleet, Limits, Price
-from turnout_workers.routing.profile import LARGEST_OUTPUT_TOKENS, JobProfile
+from turnout_workers.routing.profile import MAX_OUTPUT_TOKENS, JobProfile
 
 UNKNOWN_PRICE = {"price": None}
 
@@ -119,14 +119,14 @@ def test_what_was_spent_counts_against_the_cost_ceiling() -> None:
 
 def test_an_answer_without_limit_is_priced_at_the_longest_one() -> None:
     wanted = JobProfile.of(request(max_output_tokens=None))
-    assert upper_cost_microusd(wanted, endpoint()) == 13 + 2 * LARGEST_OUTPUT_TOKENS
+    assert upper_cost_microusd(wanted, endpoint()) == 13 + 2 * MAX_OUTPUT_TOKENS
     assert upper_cost_microusd(wanted, endpoint(context_tokens=100_000)) == 13 + 2 * 100_000
     assert upper_cost_microusd(wanted, endpoint(context_tokens=100_000, max_output_tokens=1000)) == 13 + 2 * 1000
 
 
 def test_a_job_without_a_ceiling_fits_anywhere_whatever_it_costs() -> None:
     wanted = JobProfile.of(request())
-    assert match(Fleet([endpoint(), endpoint("other", price=None)]), wanted.requirements).fits_anywhere(wanted)
+    assert match(Fleet([endpoint(), endpoint("other", price=None)]), wanted.requirements).fits_everywhere(wanted)
 
 
 def test_the_most_a_call_can_cost_takes_all_input_as_stored_where_that_is_dearer() -> None:

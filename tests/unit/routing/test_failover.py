@@ -12,8 +12,8 @@ from turnout_workers.routing.failover import (
     COOLDOWN_S,
     MAX_ATTEMPTS,
     MAX_CALLS,
-    MOST_MODELS,
-    REST_MOST_S,
+    MAX_MODELS,
+    MAX_REST_S,
     RULES,
     Next,
     backoff_s,
@@ -154,13 +154,13 @@ def test_a_job_that_is_refused_by_limits_again_and_again_asks_ever_more_seldom()
 
     for more in ({}, {"allow_fallback": False}):
         rests_s = [refused(alike, **more).delay_s for alike in (0, 4, 10, 1000)]
-        assert rests_s == [pytest.approx(s, rel=0.5) for s in (COOLDOWN_S, COOLDOWN_S, 16, REST_MOST_S)]
+        assert rests_s == [pytest.approx(s, rel=0.5) for s in (COOLDOWN_S, COOLDOWN_S, 16, MAX_REST_S)]
     assert refused(1000).cooldown_s == pytest.approx(COOLDOWN_S, rel=0.2), "the endpoint itself is not shunned for it"
 
 
 def test_a_job_whose_worker_is_at_its_own_limits_is_left_to_others_for_longer_each_time() -> None:
     rests_s = [verdict(K.LOCAL, alike=alike, may_retry=False).delay_s for alike in (0, 5, 10, 1000)]
-    assert rests_s == [pytest.approx(s, rel=0.5) for s in (0.4, 0.4, 16, REST_MOST_S)]
+    assert rests_s == [pytest.approx(s, rel=0.5) for s in (0.4, 0.4, 16, MAX_REST_S)]
 
 
 def test_a_probe_that_fails_spends_no_attempt_and_leaves_the_next_ones_to_other_jobs() -> None:
@@ -170,7 +170,7 @@ def test_a_probe_that_fails_spends_no_attempt_and_leaves_the_next_ones_to_other_
     assert not probed(1).spends_attempt
     assert [probed(calls).action for calls in (1, MAX_CALLS - 1, MAX_CALLS)] == ["defer", "defer", "give_up"]
     rests_s = [probed(calls).delay_s for calls in (4, 10, 20)]
-    assert rests_s == [0, pytest.approx(16, rel=0.5), pytest.approx(REST_MOST_S, rel=0.5)]
+    assert rests_s == [0, pytest.approx(16, rel=0.5), pytest.approx(MAX_REST_S, rel=0.5)]
     assert sum(probed(calls).delay_s for calls in range(1, MAX_CALLS)) > 3600
 
 
@@ -185,8 +185,8 @@ def test_two_models_of_one_provider_are_one_witness() -> None:
 
 
 def test_a_provider_of_many_models_is_not_asked_for_all_of_them_about_a_wrong_request() -> None:
-    assert verdict(K.INVALID_REQUEST, alike=MOST_MODELS - 2).action is Next.FAIL_OVER
-    assert verdict(K.INVALID_REQUEST, alike=MOST_MODELS - 1).action is Next.GIVE_UP
+    assert verdict(K.INVALID_REQUEST, alike=MAX_MODELS - 2).action is Next.FAIL_OVER
+    assert verdict(K.INVALID_REQUEST, alike=MAX_MODELS - 1).action is Next.GIVE_UP
 
 
 def test_a_job_that_makes_providers_refuse_their_keys_ends_but_not_before_it_has_passed_all_models() -> None:

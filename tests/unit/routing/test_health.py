@@ -12,8 +12,8 @@ from tests.unit.routing.fleets import NOW, WELL, endpoint, observed, view
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Circuit, Health, Load
 from turnout_workers.routing.health import (
-    EJECTION_MAX_S,
     EJECTION_S,
+    MAX_EJECTION_S,
     Counters,
     Eject,
     Recover,
@@ -120,7 +120,7 @@ def test_an_ejection_says_why_nobody_was_reached_and_repeats_no_word_of_a_provid
 
 def test_ejections_double_up_to_the_cap_and_start_over_after_a_healthy_minute() -> None:
     rng = random.Random(5)
-    for before, full_s in enumerate([2, 4, 8, EJECTION_MAX_S, EJECTION_MAX_S]):
+    for before, full_s in enumerate([2, 4, 8, MAX_EJECTION_S, MAX_EJECTION_S]):
         times = [ejection_s(before, rng) for _ in range(200)]
         assert full_s * 0.85 <= min(times) < full_s < max(times) <= full_s * 1.15
     again = after(Health(ejections=3, recovered_at=NOW - 59), consecutive_failures=4)

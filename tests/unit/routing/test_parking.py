@@ -9,7 +9,7 @@ import sys
 import pytest
 from tests.unit.routing.fleets import NOW, job, request
 
-from turnout_workers.attempts.parking import line_of
+from turnout_workers.attempts.parking import wait_group_of
 from turnout_workers.routing.profile import JobProfile
 
 NONE: frozenset[str] = frozenset()
@@ -18,12 +18,12 @@ NONE: frozenset[str] = frozenset()
 def test_jobs_of_equal_wishes_and_like_haste_stand_in_one_line_whenever_they_came() -> None:
     def lines(*left_s: float) -> int:
         due = (JobProfile.of(request(), deadline=NOW + left) for left in left_s)
-        return len({line_of(wish, NONE, "t", None, NOW) for wish in due})
+        return len({wait_group_of(wish, NONE, "t", None, NOW) for wish in due})
 
     assert lines(40, 50, 60) == lines(600, 1000) == 1
     assert lines(-5, 0, 0.5) == 1
     assert lines(5, 50, 500) == 3
-    assert len({line_of(job(), NONE, "t", None, at) for at in (NOW, NOW + 50)}) == 1
+    assert len({wait_group_of(job(), NONE, "t", None, at) for at in (NOW, NOW + 50)}) == 1
 
 
 @pytest.mark.parametrize(
@@ -39,20 +39,20 @@ def test_jobs_of_equal_wishes_and_like_haste_stand_in_one_line_whenever_they_cam
     ],
 )
 def test_what_another_wish_or_size_keeps_waiting_holds_up_no_other(other: JobProfile) -> None:
-    assert line_of(other, NONE, None, None, NOW) != line_of(job(), NONE, None, None, NOW)
+    assert wait_group_of(other, NONE, None, None, NOW) != wait_group_of(job(), NONE, None, None, NOW)
 
 
 def test_tenants_and_batches_and_those_that_failed_somewhere_have_lines_of_their_own() -> None:
-    lines = {line_of(job(), NONE, *whose, NOW) for whose in ((None, None), ("t", None), (None, "b"))}
-    assert len(lines | {line_of(job(), frozenset({"groq/llama"}), None, None, NOW)}) == 4
+    lines = {wait_group_of(job(), NONE, *whose, NOW) for whose in ((None, None), ("t", None), (None, "b"))}
+    assert len(lines | {wait_group_of(job(), frozenset({"groq/llama"}), None, None, NOW)}) == 4
 
 
 def test_all_workers_name_a_line_alike() -> None:
     """Their hashes of texts differ, and so the order of their sets."""
     code = (
-        "from tests.unit.routing.fleets import *; from turnout_workers.attempts.parking import line_of; "
+        "from tests.unit.routing.fleets import *; from turnout_workers.attempts.parking import wait_group_of; "
         "wish = replace(job(), requirements=replace(job().requirements, unsuited=frozenset('abcdefgh'))); "
-        "print(line_of(wish, frozenset('abcdefgh'), None, None, NOW))"
+        "print(wait_group_of(wish, frozenset('abcdefgh'), None, None, NOW))"
     )
     told = {
         subprocess.check_output([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed})

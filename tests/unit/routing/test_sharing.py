@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from turnout_workers.routing.sharing import ACTIVE_S, LEFT_TO_OTHERS, TenantShares
+from turnout_workers.routing.sharing import ACTIVE_S, RESERVE_FOR_OTHERS, TenantShares
 
 
 def test_a_tenant_that_is_alone_may_use_all_there_is() -> None:
@@ -17,7 +17,7 @@ def test_one_that_had_more_than_its_share_leaves_room_while_another_takes_part()
     shares = TenantShares()
     shares.seen("loud", 0.0, 1000)
     shares.seen("quiet", 1.0)
-    assert shares.headroom("loud", 1.0) == 1 - LEFT_TO_OTHERS
+    assert shares.headroom("loud", 1.0) == 1 - RESERVE_FOR_OTHERS
     assert shares.headroom("quiet", 1.0) == 1.0
     shares.seen("loud", ACTIVE_S)
     assert shares.headroom("loud", 1.0 + ACTIVE_S) == 1.0

@@ -19,14 +19,14 @@ from turnout.ledger import NotClaimed
 from turnout.request import InferenceRequest
 from turnout.result import JobStatus
 from turnout.validation import MANY, explain, innermost
-from turnout_workers.attempts.calling import Calling
-from turnout_workers.attempts.closing import Closing
+from turnout_workers.attempts.calling import Caller
+from turnout_workers.attempts.closing import JobEnds
 from turnout_workers.attempts.hedging import Permit
 from turnout_workers.attempts.job import End, HeldJob
-from turnout_workers.attempts.judging import Judged, Judging
+from turnout_workers.attempts.judging import Judge, Judged
 from turnout_workers.attempts.parts import Parts
 from turnout_workers.attempts.reporting import Finished, Reporter
-from turnout_workers.attempts.search import MIXED_S, RECHECK_S, Searching
+from turnout_workers.attempts.search import MIXED_S, RECHECK_S, EndpointSearch
 from turnout_workers.attempts.streaming import Pieces
 from turnout_workers.monitoring import logs, tracing
 from turnout_workers.providers.base import current_job
@@ -44,10 +44,10 @@ class Attempts:
         self._parts = parts
         router = parts.current.config.router
         reporter = Reporter(parts.store, parts.fleet, router.failover_cooldown, parts.rng, parts.metrics.called)
-        self._calling = Calling(parts.fleet, reporter, parts.watch, parts.current.connector)
-        self._closing = Closing(parts)
-        self._judging = Judging(reporter, parts.rng, router.hedge)
-        self._searching = Searching(parts, self._judging, self._closing)
+        self._calling = Caller(parts.fleet, reporter, parts.watch, parts.current.connector)
+        self._closing = JobEnds(parts)
+        self._judging = Judge(reporter, parts.rng, router.hedge)
+        self._searching = EndpointSearch(parts, self._judging, self._closing)
 
     async def __call__(self, job_id: str, not_before: float = 0.0) -> End:
         """Claim the job and take it as far as it goes now: until `not_before`, Unix time, it is parked."""

@@ -32,7 +32,7 @@ TIMED_OUT = Failure(FailureKind.TIMED_OUT, "no answer in time", Billed.MAYBE)
 
 
 @dataclass(frozen=True, slots=True)
-class Calling:
+class Caller:
     """Makes the calls that were granted, any number at a time.
 
     A job that is held is a worker's, which expects no good of connectors. In process they are the caller's own, who is

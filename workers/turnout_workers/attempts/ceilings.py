@@ -39,16 +39,16 @@ class ConfiguredCeilings:
         What all jobs cost, and what each provider does, is counted by day and month whether that has a ceiling or not,
         so that one that is set later knows what was spent before. Tenants may be too many for that.
         """
-        wish, configured = job.request.constraints, self._current.config.ceilings
+        constraints, configured = job.request.constraints, self._current.config.ceilings
         found = [TOTAL, *self._periods("total", configured.total)]
-        if wish.max_cost_microusd is not None:
-            found.append(Ceiling(f"job:{job.id}", wish.max_cost_microusd))
+        if constraints.max_cost_microusd is not None:
+            found.append(Ceiling(f"job:{job.id}", constraints.max_cost_microusd))
         if job.claim.batch is not None:
             found.append(Ceiling(f"batch:{job.claim.batch}", None))
-        if wish.tenant is not None:
+        if constraints.tenant is not None:
             tenants = configured.tenants
-            table = tenants.get(wish.tenant, tenants.get(ANY_TENANT, NO_CEILING))
-            found += _limited(self._periods(f"tenant:{wish.tenant}", table))
+            table = tenants.get(constraints.tenant, tenants.get(ANY_TENANT, NO_CEILING))
+            found += _limited(self._periods(f"tenant:{constraints.tenant}", table))
         return tuple(found)
 
     def named(self) -> tuple[Ceiling, ...]:

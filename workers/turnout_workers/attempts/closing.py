@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Closing:
+class JobEnds:
     """Writes to the ledger what becomes of held jobs."""
 
     parts: Parts

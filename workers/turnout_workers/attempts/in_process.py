@@ -13,11 +13,11 @@ from weakref import WeakValueDictionary
 
 from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
 from turnout.uninterrupted import deliver_cancellation_now
-from turnout_workers.attempts.calling import Calling
+from turnout_workers.attempts.calling import Caller
 from turnout_workers.attempts.hedging import Permit
 from turnout_workers.attempts.job import Job, Progress
-from turnout_workers.attempts.judging import Judging
-from turnout_workers.attempts.parking import line_of
+from turnout_workers.attempts.judging import Judge
+from turnout_workers.attempts.parking import wait_group_of
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.decision import Action, Candidate, Decision, rank
 from turnout_workers.routing.failover import Next
@@ -47,8 +47,8 @@ class InProcess:
     fleet: SnapshotPoller
     rng: random.Random
     sleep: Callable[[float], Awaitable[None]]
-    judging: Judging
-    calling: Calling
+    judging: Judge
+    calling: Caller
     default_strategy: RoutingStrategy
     _turn: int = field(default=0, init=False)
     _last_seen: dict[Lane, float] = field(default_factory=dict, init=False)
@@ -118,7 +118,7 @@ class InProcess:
         """
         if job.deadline is not None:
             return nullcontext()
-        name = line_of(job.profile(), job.progress.tried, None, None, self.fleet.now())
+        name = wait_group_of(job.profile(), job.progress.tried, None, None, self.fleet.now())
         return self._lines.setdefault((asyncio.get_running_loop(), name), asyncio.Lock())
 
     async def _permitted(self, job: Job) -> Permit:

@@ -22,7 +22,7 @@ from turnout_workers.state.store import Ceiling
 
 UNREAD = InferenceRequest(prompt="?")
 """In the place of a request that can't be read. No call is made for it."""
-PATIENCE_S = {Lane.INTERACTIVE: 1.0, Lane.STANDARD: 1.0, Lane.BATCH: 3.0}
+MAX_IN_PLACE_S = {Lane.INTERACTIVE: 1.0, Lane.STANDARD: 1.0, Lane.BATCH: 3.0}
 """How long a job waits in place, all waits together, before it is parked and its slot serves another. Where
 others are parked, only one of each line."""
 Elsewhere = Literal["failed_over", "deferred", "handed_back"]
@@ -146,7 +146,7 @@ class HeldJob(Job):
 
     claim: Claimed
     hold: Hold
-    patience_s: float
+    in_place_left_s: float
     """For how long it may still wait in place."""
     woken: bool
     """Brought from a line of parked jobs, because there is room, of which the snapshot may not know yet."""
@@ -156,7 +156,7 @@ class HeldJob(Job):
     """On what it may cost, but for the provider's, as of its last search here."""
     line: str = field(default="", init=False)
     """Of all jobs that wait for the same, should this one have to."""
-    above: dict[str, str] = field(default_factory=dict, init=False)
+    over_ceiling: dict[str, str] = field(default_factory=dict, init=False)
     """Endpoints that have been refused for money, and whose ceilings leave too little."""
     refused_at: float = field(default=math.inf, init=False)
     """When it was refused first, on a snapshot that proved stale: one from after that is believed."""
@@ -165,8 +165,8 @@ class HeldJob(Job):
     def of(cls, claim: Claimed, hold: Hold) -> Self:
         request = claim.request if isinstance(claim.request, InferenceRequest) else UNREAD
         progress = Progress.from_json(claim.progress)
-        patience_s, woken = PATIENCE_S[claim.lane], progress.deferrals > 0
-        return cls(hold.job_id, request, claim.deadline, progress, claim, hold, patience_s, woken)
+        in_place_left_s, woken = MAX_IN_PLACE_S[claim.lane], progress.deferrals > 0
+        return cls(hold.job_id, request, claim.deadline, progress, claim, hold, in_place_left_s, woken)
 
 
 @dataclass(frozen=True, slots=True)

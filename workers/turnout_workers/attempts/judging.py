@@ -15,7 +15,7 @@ from turnout_workers.attempts.reporting import Finished, Reporter
 from turnout_workers.attempts.schema import unmended
 from turnout_workers.monitoring import logs
 from turnout_workers.routing.allowance import Allowance
-from turnout_workers.routing.decision import Candidate, Decision, worth_repeating
+from turnout_workers.routing.decision import Candidate, Decision, worth_retrying
 from turnout_workers.routing.failover import Next, Verdict, judge, spending
 from turnout_workers.routing.failure import FailureKind
 from turnout_workers.state.store import Granted
@@ -45,7 +45,7 @@ class Judged:
             await uninterrupted(report)
 
 
-class Judging:
+class Judge:
     """Says which granted calls may be followed by a second one, and judges how they went."""
 
     def __init__(self, reporter: Reporter, rng: random.Random, hedge: bool) -> None:
@@ -84,7 +84,7 @@ class Judging:
         """Note in the job how it went. made: what ended by itself; of several calls the one that counts last."""
         calls = [made] if isinstance(made, Finished) else made
         request, progress = job.request, job.progress
-        wish, reports = request.constraints, []
+        constraints, reports = request.constraints, []
         called = {ended.chosen.endpoint.id for ended in calls}
         for ended in calls:
             provider = ended.chosen.endpoint.provider
@@ -100,9 +100,9 @@ class Judging:
                 alike=len(alike),
                 elsewhere=len({*alike} - {provider}),
                 retries_here=job.retries_here,
-                may_retry=self._retries.left and worth_repeating(ended.chosen, wish.lane),
+                may_retry=self._retries.left and worth_retrying(ended.chosen, constraints.lane),
                 has_untried=not called.issuperset(permit.untried),
-                allow_fallback=wish.allow_fallback,
+                allow_fallback=constraints.allow_fallback,
             )
             if _says_nothing(ended, request):
                 verdict = replace(verdict, counts_for_health=False)
@@ -121,6 +121,6 @@ def _says_nothing(call: Finished, request: InferenceRequest) -> bool:
     call before an answer was due, or this process was paused."""
     if call.failure is None or call.failure.kind is not FailureKind.TIMED_OUT:
         return False
-    wish = request.constraints
-    limited = any(limit is not None for limit in (request.timeout_s, wish.deadline, wish.deadline_s))
+    constraints = request.constraints
+    limited = any(limit is not None for limit in (request.timeout_s, constraints.deadline, constraints.deadline_s))
     return call.late or (limited and call.duration_s < call.chosen.latency_s)

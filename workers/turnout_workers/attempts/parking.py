@@ -108,7 +108,7 @@ async def _tried(work: Awaitable[Any]) -> None:
         await work
 
 
-def line_of(job: JobProfile, tried: frozenset[str], tenant: str | None, batch: str | None, now: float) -> str:
+def wait_group_of(job: JobProfile, tried: frozenset[str], tenant: str | None, batch: str | None, now: float) -> str:
     """The line of all jobs for which there is room at the same time: of equal wishes, like size and like haste, for one
     whose deadline is near takes a dearer endpoint while others wait for the cheapest.
     """
@@ -116,11 +116,11 @@ def line_of(job: JobProfile, tried: frozenset[str], tenant: str | None, batch: s
         job.requirements,
         tenant,
         batch,
-        job.wish.lane,
-        job.wish.strategy,
-        job.wish.order,
-        job.wish.max_latency_s,
-        job.wish.max_cost_microusd,
+        job.constraints.lane,
+        job.constraints.strategy,
+        job.constraints.order,
+        job.constraints.max_latency_s,
+        job.constraints.max_cost_microusd,
         None if job.deadline is None else int(max(0.0, job.deadline - now)).bit_length(),
         job.input_at(UNKNOWN).upper.bit_length(),
         (job.output_tokens or 0).bit_length(),

@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 UNSENT = Failure(FailureKind.CANCELLED, "stopped before it was sent")
 STOPPED = Failure(FailureKind.CANCELLED, "stopped before it was answered", Billed.MAYBE)
 """Of calls that we cancelled ourselves. A provider that has begun one may have worked all the same."""
-TOLD_LATER_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+REPORT_RETRIES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Waits before a report that Redis did not take is sent once more; one that is sent twice counts once."""
-PAID_LATER_S = (15.0, 30.0, 60.0, 120.0, 240.0, 480.0)
+PAID_REPORT_RETRIES_S = (15.0, 30.0, 60.0, 120.0, 240.0, 480.0)
 """Further waits, of a call that is known to have cost something: what is unsure by then becomes spent. Other reports
 say what was then, and would harm an endpoint that is well by now."""
 
@@ -182,7 +182,7 @@ class Reporter:
 
         If that comes too late, the lease has expired by itself, and its money counts as unsure, unless it is told yet.
         """
-        for wait_s in (*TOLD_LATER_S, *(PAID_LATER_S if call.cost_microusd else ())):
+        for wait_s in (*REPORT_RETRIES_S, *(PAID_REPORT_RETRIES_S if call.cost_microusd else ())):
             await asyncio.sleep(wait_s * self.rng.uniform(1.0, 1.5))
             with contextlib.suppress(RedisError, OSError):
                 await self._tell(call, verdict)

@@ -11,16 +11,16 @@ from turnout.ledger import Claimed
 from turnout.request import Lane
 from turnout.result import JobStatus
 from turnout_workers.attempts.ceilings import OWN
-from turnout_workers.attempts.closing import Closing
+from turnout_workers.attempts.closing import JobEnds
 from turnout_workers.attempts.hedging import Permit
 from turnout_workers.attempts.job import End, HeldJob
-from turnout_workers.attempts.judging import Judging
-from turnout_workers.attempts.parking import line_of
+from turnout_workers.attempts.judging import Judge
+from turnout_workers.attempts.parking import wait_group_of
 from turnout_workers.attempts.parts import Parts
 from turnout_workers.monitoring import tracing
 from turnout_workers.routing.decision import Action, Candidate, Decision, rank
+from turnout_workers.routing.decision_log import to_json_dict
 from turnout_workers.routing.estimate import amend
-from turnout_workers.routing.record import to_record
 from turnout_workers.routing.sharing import TenantShares, headroom, place
 from turnout_workers.state.store import Admission, Ask, Bid, Fence, Granted, NoRoom
 
@@ -34,10 +34,10 @@ MIXED_S = 600.0
 with fields unknown here for those of a later release. By then a deploy is over, and a fleet may differ for ever."""
 
 
-class Searching:
+class EndpointSearch:
     """Looks for room for any number of jobs at a time."""
 
-    def __init__(self, parts: Parts, judging: Judging, closing: Closing) -> None:
+    def __init__(self, parts: Parts, judging: Judge, closing: JobEnds) -> None:
         self._parts, self._judging, self._closing = parts, judging, closing
         self._parking = parts.parking
         self._last_seen: dict[Lane, float] = {}
@@ -57,26 +57,28 @@ class Searching:
         job.ceilings = self._parts.ceilings.of_job(job)
         if job.deadline is not None and now >= job.deadline:
             return await self._closing.give_up(job, JobStatus.EXPIRED, "deadline", "the deadline has passed")
-        wish = job.profile(priced=any(ceiling.limit_microusd is not None for ceiling in job.ceilings))
-        job.line = line_of(wish, job.progress.tried, job.claim.tenant, job.claim.batch, now)
+        profile = job.profile(priced=any(ceiling.limit_microusd is not None for ceiling in job.ceilings))
+        job.line = wait_group_of(profile, job.progress.tried, job.claim.tenant, job.claim.batch, now)
         left_s, for_room = self._parking.left_s(job.line, now)
         if not job.progress.deferrals and left_s > 0:
             return await self._closing.defer(job, left_s, line=job.line, for_room=for_room)
         strategy = self._parts.current.config.router.default_strategy
         snapshot, rng = self._parts.fleet.snapshot, self._parts.rng
-        decision = rank(wish, snapshot, now, rng, default_strategy=strategy, tried=job.tried, above=job.above)
+        decision = rank(
+            profile, snapshot, now, rng, default_strategy=strategy, tried=job.tried, over_ceiling=job.over_ceiling
+        )
         if (refusal := decision.refusal) is not None:
-            if not decision.has_spent_all and await self._is_for_others(job, now):
+            if not decision.own_ceiling_is_used_up and await self._is_for_others(job, now):
                 return await self._wait(job, decision, math.inf)
             self._parking.wake(job.line, 2)
             job.record = _record(decision)
-            code = "cost_ceiling" if decision.has_spent_all else "refused"
+            code = "cost_ceiling" if decision.own_ceiling_is_used_up else "refused"
             return await self._closing.give_up(job, JobStatus.FAILED, code, str(refusal))
         if job.woken:
-            decision, job.woken = decision.asking(), False
+            decision, job.woken = decision.offering_busy(), False
         if decision.action is Action.GO:
             return await self._ask(job, decision)
-        if decision.lacks_money:
+        if decision.only_money_is_missing:
             return await self._wait_for_money(job, decision)
         return await self._wait(job, decision, decision.wait_s)
 
@@ -103,13 +105,13 @@ class Searching:
         if not isinstance(admission, NoRoom):
             return End("skipped", "the lease was lost")
         job.repeat(None)
-        job.above |= admission.above
+        job.over_ceiling |= admission.over_ceiling
         # It went out, or its ceiling was reached, which no snapshot shows: ask the others at once, instead of waiting.
-        if same or admission.above:
+        if same or admission.over_ceiling:
             return None
         # No moment is named if only an operator can make room.
         wait_s = math.inf if admission.retry_at is None else max(0.01, admission.retry_at - admission.at)
-        if decision.at - decision.snapshot_age_s < job.refused_at and decision.leaves_out(candidates):
+        if decision.at - decision.snapshot_age_s < job.refused_at and decision.has_more_than(candidates):
             # Since the snapshot was taken these went out: others may have room sooner.
             job.refused_at = min(job.refused_at, admission.at)
             wait_s = min(wait_s, 2 * self._parts.fleet.every_s)  # then the snapshot shows what admission knew
@@ -136,20 +138,20 @@ class Searching:
         # So that those that wait for the same moment don't come all at once.
         wait_s = min(wait_s, longest_s) * (1 + SPREAD * self._parts.rng.random())
         in_place = job.line if self._parking.any_parked else ""
-        if wait_s > job.patience_s or in_place in self._parking.in_place:
+        if wait_s > job.in_place_left_s or in_place in self._parking.in_place:
             self._parking.noted(job.line, decision.at + wait_s, decision.at, for_room)
             job.record = _record(decision, no_room=no_room)
             return await self._closing.defer(job, wait_s, line=job.line, for_room=for_room)
-        job.patience_s -= wait_s
+        job.in_place_left_s -= wait_s
         await self._parking.wait_in_place(in_place, wait_s)
         return None
 
     async def _wait_for_money(self, job: HeldJob, decision: Decision) -> End | None:
         """End a job where its own ceiling, or its batch's, leaves too little for every endpoint; others wait for the
         next day or month, or for an operator."""
-        if all(account.startswith(OWN) for account in job.above.values()):
+        if all(account.startswith(OWN) for account in job.over_ceiling.values()):
             self._parking.wake(job.line, 2)
-            return await self._closing.at_ceiling(job, next(iter(job.above.values())))
+            return await self._closing.at_ceiling(job, next(iter(job.over_ceiling.values())))
         known = any(exclusion.until for exclusion in decision.options.exclusions)
         return await self._wait(job, decision, decision.wait_s if known else math.inf)
 
@@ -181,4 +183,4 @@ class Searching:
 
 
 def _record(decision: Decision, called: str | None = None, no_room: Mapping[str, str] | None = None) -> bytes:
-    return to_json(to_record(decision, called, no_room))
+    return to_json(to_json_dict(decision, called, no_room))

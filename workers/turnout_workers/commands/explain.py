@@ -18,7 +18,7 @@ from turnout.result import JobResult, dollars
 from turnout_workers.commands.file_options import STRATEGY
 from turnout_workers.commands.screen import add_row, indented, print_json, show, standard_output, table
 from turnout_workers.deployment import deployment
-from turnout_workers.routing import record as records
+from turnout_workers.routing import decision_log
 
 COLUMNS = ("\ncandidate", "\nscore", "\ncost", "\nlatency", "\nlate", "\nwait", "\nerrors", "calls\nahead")
 """Of a decision's candidates, as expected then; a lower score is better. `calls ahead`: in flight, or asked for by the
@@ -40,7 +40,7 @@ def explain(job: str, as_json: bool, strategy: str | None) -> None:
     if facts is None:
         raise click.ClickException(f"there is no job {job}: it never existed, or its record has expired")
     decisions = [event["decision"] for event in story if "decision" in event]
-    what_if = list(records.choices(decisions, RoutingStrategy(strategy))) if strategy else []
+    what_if = list(decision_log.choices(decisions, RoutingStrategy(strategy))) if strategy else []
     if as_json:
         told = {"job": job, **facts.model_dump(mode="json", include={"state", "lane", "label", "batch"})}
         told["story"] = [*map(_named, story)]
@@ -65,8 +65,8 @@ def _named(event: dict[str, Any]) -> dict[str, Any]:
     """An event for programs: what is kept short has its names, and the time is in seconds."""
     named = {**event, "at": event["at"] / 1000}
     if (decision := event.get("decision")) is not None:
-        candidates = [row._asdict() for row in records.candidates(decision)]
-        excluded = [dict(zip(EXCLUDED, one, strict=True)) for one in records.excluded(decision)]
+        candidates = [row._asdict() for row in decision_log.candidates(decision)]
+        excluded = [dict(zip(EXCLUDED, one, strict=True)) for one in decision_log.excluded(decision)]
         named["decision"] = {**decision, "candidates": candidates, "excluded": excluded}
     return named
 
@@ -86,7 +86,7 @@ def _tell(console: Console, event: dict[str, Any], began: int) -> None:
 
 
 def _decision(console: Console, decision: dict[str, Any]) -> None:
-    rows = records.candidates(decision)
+    rows = decision_log.candidates(decision)
     called = decision.get("called")
     console.print(f"    by {decision['strategy']}: {_choice(decision, [row.id for row in rows], called)}")
     if rows:
@@ -99,7 +99,7 @@ def _decision(console: Console, decision: dict[str, Any]) -> None:
             add_row(made, row.id, *numbers, style="bold" if row.id == called else "")
         made.padding, made.show_edge = 0, False
         show(console, made, columns=4)
-    for reason, text, ids, more in records.excluded(decision):
+    for reason, text, ids, more in decision_log.excluded(decision):
         others = f" and {more:,} more" if more else ""
         console.print(indented(f"not {', '.join(ids)}{others}: {text} ({reason})", 4, "dim"))
 
@@ -130,7 +130,7 @@ def _attempts(console: Console, result: JobResult) -> None:
     console.print(result.summary(), style="bold")
 
 
-def _what_if(console: Console, strategy: str, choices: Sequence[records.Choice]) -> None:
+def _what_if(console: Console, strategy: str, choices: Sequence[decision_log.Choice]) -> None:
     if not choices:
         console.print(f"No decision is recorded for this job, so there is nothing to compare with {strategy}.")
     for number, choice in enumerate(choices, 1):

@@ -11,7 +11,7 @@ from turnout.request import MICROUSD_PER_USD, Lane
 from turnout_workers.deployment import Deployment
 from turnout_workers.routing.fleet import EndpointView, Snapshot
 from turnout_workers.routing.health import circuit
-from turnout_workers.routing.latency import quantile_seen
+from turnout_workers.routing.latency import observed_quantile
 from turnout_workers.state.fleet_view import said
 from turnout_workers.state.redis_store import accounts_operation, latencies_operation, state_operation
 
@@ -24,7 +24,7 @@ def overview(here: Deployment) -> dict[str, Any]:
     rows = endpoints(here.fleet.snapshot(at, observed))
     for row in rows:
         seen = latencies.get(row["endpoint"], ())
-        row |= {"p50_s": quantile_seen(seen, 0.5), "p99_s": quantile_seen(seen, 0.99)}
+        row |= {"p50_s": observed_quantile(seen, 0.5), "p99_s": observed_quantile(seen, 0.99)}
     return {
         "at": at,
         "configuration": here.settings.version,

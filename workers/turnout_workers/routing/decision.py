@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from turnout.request import Lane, RoutingStrategy
 from turnout_workers.routing import latency as timing
+from turnout_workers.routing.call_limits import call_limits, overdue_after
 from turnout_workers.routing.eligibility import (
     Exclusion,
     NoEligibleEndpoint,
@@ -23,22 +24,21 @@ from turnout_workers.routing.eligibility import (
 from turnout_workers.routing.estimate import estimates
 from turnout_workers.routing.fleet import Endpoint, Snapshot
 from turnout_workers.routing.options import PAUSE_S, WAITABLE_S, Options, why_busy
-from turnout_workers.routing.patience import overdue_after, patience
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.strategies import STRATEGIES, Ranking, ranking, utilities
 
 RECHECK_S = 5.0
 """When to look again, if nothing tells when an endpoint comes back."""
 REPEAT_ERROR_RATE = 0.1
-HEDGE_MIN_S = 0.8
+MIN_HEDGE_S = 0.8
 MAX_BIDS = 6
 """Candidates that are offered to one admission."""
-HEDGE_BIDS = 4
+MAX_HEDGE_BIDS = 4
 """Candidates offered for a second call."""
-WAIT_LEAST_S = 0.01
+MIN_WAIT_S = 0.01
 """Clocks tick in milliseconds: a shorter wait could end before what is waited for, again and again."""
 
-NO_CEILINGS: Mapping[str, str] = MappingProxyType({})
+NONE_OVER_CEILING: Mapping[str, str] = MappingProxyType({})
 LASTING = frozenset({Reason.CEILING, Reason.DISABLED, Reason.ISOLATED, Reason.OPEN, Reason.PROBING})
 """Nobody knows when these pass."""
 
@@ -124,20 +124,20 @@ class Decision(NamedTuple):
         first: the reserve of more urgent lanes, which a snapshot doesn't show, is no reason to pay more.
         """
         strategy, ready = STRATEGIES[self.strategy], self.ready[:MAX_BIDS]
-        if not strategy.patient or len(ready) < 2:
+        if not strategy.may_wait or len(ready) < 2:
             return tuple(map(self._candidate, ready))
         first, *others = (self.ranking.options[index] for index in ready)
         (threshold, *scores), _ = utilities(self.job, [(WAITABLE_S, *first[1:]), *others], strategy, self.at)
         better = (index for index, score in zip(ready[1:], scores, strict=True) if score <= threshold)
         return tuple(map(self._candidate, (ready[0], *better)))
 
-    def asking(self) -> Decision:
+    def offering_busy(self) -> Decision:
         """The same, but also offering those that were busy a moment ago."""
         if self.action is not Action.WAIT or not self.busy:
             return self
         return self._replace(action=Action.GO, ready=self.ranking.order, busy=(), wait_s=0.0)
 
-    def leaves_out(self, bids: Sequence[Candidate]) -> bool:
+    def has_more_than(self, bids: Sequence[Candidate]) -> bool:
         """Whether, besides those offered to admission, an endpoint could take the job now or before long."""
         return bool(self.options.exclusions) or len(bids) < len(self.ranking.options)
 
@@ -167,9 +167,9 @@ class Decision(NamedTuple):
         and stay, together with the first call, below what the job may cost.
         """
         job = self.job
-        if job.wish.lane is not Lane.INTERACTIVE or not job.wish.allow_fallback or len(self.ready) < 2:
+        if job.constraints.lane is not Lane.INTERACTIVE or not job.constraints.allow_fallback or len(self.ready) < 2:
             return None
-        after_s = max(HEDGE_MIN_S, timing.quantile(chosen.latency_s, chosen.sigma, timing.Z95))
+        after_s = max(MIN_HEDGE_S, timing.quantile(chosen.latency_s, chosen.sigma, timing.Z95))
         left_s = math.inf if job.deadline is None else job.deadline - self.at - after_s
         left_microusd = job.cost_left_microusd - (chosen.upper_cost_microusd or 0)
         well = (self._candidate(index) for index in self.ready if not self.ranking.option(index).probe)
@@ -180,7 +180,7 @@ class Decision(NamedTuple):
             and other.latency_s < left_s
             and (other.upper_cost_microusd or 0) <= left_microusd
         )
-        bids = tuple(islice(others, HEDGE_BIDS))
+        bids = tuple(islice(others, MAX_HEDGE_BIDS))
         return Hedge(after_s, bids) if bids else None
 
     @property
@@ -191,12 +191,12 @@ class Decision(NamedTuple):
         return NoEligibleEndpoint({e.endpoint_id: e.text for e in self.exclusions})
 
     @property
-    def has_spent_all(self) -> bool:
+    def own_ceiling_is_used_up(self) -> bool:
         """Whether an endpoint could take the job, had earlier calls left more of its ceiling."""
         return self.job.spent_microusd > 0 and any(one.reason is Reason.COST for one in self.options.exclusions)
 
     @property
-    def lacks_money(self) -> bool:
+    def only_money_is_missing(self) -> bool:
         """Whether ceilings are all that keep the job from the endpoints that are well."""
         passing = [exclusion.reason for exclusion in self.options.exclusions if exclusion.reason.passing]
         return not self.ranking.options and Reason.CEILING in passing and LASTING.issuperset(passing)
@@ -207,7 +207,9 @@ class Decision(NamedTuple):
         endpoint, sigma = estimate.view.endpoint, estimate.odds.sigma
         answer = upper_output_tokens(job, endpoint)
         longest_s = estimate.ttft_s + answer * estimate.s_per_token
-        overdue_s, timeout_s = patience(options[index], job.expected_output_tokens, longest_s, alone=len(options) == 1)
+        overdue_s, timeout_s = call_limits(
+            options[index], job.expected_output_tokens, longest_s, alone=len(options) == 1
+        )
         if job.timeout_s is not None:
             timeout_s = job.timeout_s
         elif job.deadline is not None and len(ready) > 1:
@@ -237,19 +239,19 @@ def rank(
     *,
     default_strategy: RoutingStrategy = RoutingStrategy.BALANCED,
     tried: frozenset[str] = frozenset(),
-    above: Mapping[str, str] = NO_CEILINGS,
+    over_ceiling: Mapping[str, str] = NONE_OVER_CEILING,
     turn: int | None = None,
 ) -> Decision:
     """Order the endpoints that can take the job, or say until when to wait, or that none ever can.
 
     tried: endpoints that failed this job in this round; used again only when no other is free or nearly so.
-    above: endpoints that admission has refused for money, and the accounts whose ceilings leave too little.
+    over_ceiling: endpoints that admission has refused for money, and the accounts whose ceilings leave too little.
     turn: how many decisions this caller made, for round robin in strict turns; None: at random.
     """
-    name = job.wish.strategy or default_strategy
+    name = job.constraints.strategy or default_strategy
     strategy = STRATEGIES[name]
     seed = rng.getrandbits(32)
-    choice = Options(job, match(snapshot.fleet, job.requirements), estimates(snapshot), now, seed, tried, above)
+    choice = Options(job, match(snapshot.fleet, job.requirements), estimates(snapshot), now, seed, tried, over_ceiling)
     ranked = ranking(job, choice.usable, strategy, now, seed, turn)
     ready, busy, waits = ranked.order, list[int](), list[float]()
     if choice.any_busy:
@@ -259,12 +261,12 @@ def rank(
     action, wait_s = Action.GO, 0.0
     if not ready:
         action, wait_s = _outlook(waits, choice.exclusions, now)
-    elif strategy.patient and busy and ranked.order[0] == busy[0]:
-        action, wait_s = Action.WAIT, max(WAIT_LEAST_S, min(waits[busy[0]], PAUSE_S[job.wish.lane]))
+    elif strategy.may_wait and busy and ranked.order[0] == busy[0]:
+        action, wait_s = Action.WAIT, max(MIN_WAIT_S, min(waits[busy[0]], PAUSE_S[job.constraints.lane]))
     return Decision(action, name, now - snapshot.at, turn, choice, ranked, ready, busy, wait_s)
 
 
-def worth_repeating(chosen: Candidate, lane: Lane) -> bool:
+def worth_retrying(chosen: Candidate, lane: Lane) -> bool:
     """Whether a failed call is worth another one there: not for a person who waits, where many fail."""
     return lane is not Lane.INTERACTIVE or chosen.error_rate < REPEAT_ERROR_RATE
 
@@ -275,4 +277,4 @@ def _outlook(waits: list[float], exclusions: Sequence[Exclusion], now: float) ->
     if not waits and not passing:
         return Action.REFUSE, 0.0
     waits += [e.until - now for e in passing if e.until is not None and e.until > now]
-    return Action.WAIT, max(WAIT_LEAST_S, min(waits, default=RECHECK_S))
+    return Action.WAIT, max(MIN_WAIT_S, min(waits, default=RECHECK_S))

@@ -17,13 +17,13 @@ from typing import TypeVar
 from turnout.errors import TurnoutError
 from turnout.request import Capability
 from turnout_workers.routing.fleet import Endpoint, Fleet
-from turnout_workers.routing.profile import LARGEST_OUTPUT_TOKENS, JobProfile, Requirements
+from turnout_workers.routing.profile import MAX_OUTPUT_TOKENS, JobProfile, Requirements
 
 Why = TypeVar("Why")
 
-MOST_NAMED, MOST_REASONS = 3, 5
+MAX_NAMED, MAX_REASONS = 3, 5
 """Endpoints a reason, and reasons, in the message of a refusal. A decision's record names as many for each reason."""
-MATCHES_KEPT = 1024
+MAX_MATCHES = 1024
 """How many different requirements of a fleet have their matches remembered."""
 EMBEDS_ONLY = frozenset({Capability.EMBEDDINGS})
 """The capabilities of a model that answers no chat."""
@@ -61,7 +61,7 @@ class Reason(StrEnum):
     OPEN = "open"
     PROBING = "probing"
     SLOW = "slow"
-    SILENT = "silent"
+    UNPROVEN = "unproven"
     DISABLED = "disabled"
     ISOLATED = "isolated"
     CEILING = "ceiling"
@@ -84,10 +84,10 @@ Excluded = tuple[str, str, list[str], int]
 """A reason, its text, some of the endpoints that are excluded for it, and how many more there are."""
 
 
-def summed_up(exclusions: Iterable[Exclusion]) -> list[Excluded]:
+def summarized(exclusions: Iterable[Exclusion]) -> list[Excluded]:
     """Exclusions by reason: of a large fleet most have the same few."""
     by_reason = _ids_by(((one.reason.value, one.text), one.endpoint_id) for one in exclusions)
-    return [(*why, ids[:MOST_NAMED], len(ids[MOST_NAMED:])) for why, ids in by_reason.items()]
+    return [(*why, ids[:MAX_NAMED], len(ids[MAX_NAMED:])) for why, ids in by_reason.items()]
 
 
 def _ids_by(excluded: Iterable[tuple[Why, str]]) -> dict[Why, list[str]]:
@@ -112,8 +112,8 @@ def _told(reasons: Mapping[str, str]) -> str:
     """Reasons that few endpoints have first: those came nearest. Of many, some."""
     by_reason = _ids_by((reason, endpoint_id) for endpoint_id, reason in reasons.items())
     ranked = sorted(by_reason.items(), key=lambda pair: len(pair[1]))
-    told = [f"{', '.join(ids[:MOST_NAMED])}{_rest(ids[MOST_NAMED:])}: {why}" for why, ids in ranked[:MOST_REASONS]]
-    unnamed = [id for _, ids in ranked[MOST_REASONS:] for id in ids]
+    told = [f"{', '.join(ids[:MAX_NAMED])}{_rest(ids[MAX_NAMED:])}: {why}" for why, ids in ranked[:MAX_REASONS]]
+    unnamed = [id for _, ids in ranked[MAX_REASONS:] for id in ids]
     return "; ".join(told) + _rest(unnamed)
 
 
@@ -142,8 +142,8 @@ class Match:
     output_price: float
     """Infinite if one is unknown."""
 
-    def fits_anywhere(self, job: JobProfile) -> bool:
-        """Whether the job is `too_large` for none of the endpoints, as far as this can be told of all at once."""
+    def fits_everywhere(self, job: JobProfile) -> bool:
+        """Whether the job is `unfit` for none of the endpoints, as far as this can be told of all at once."""
         answer = job.output_tokens or 0
         most_microusd = job.input_tokens * self.input_price + (answer or self.answer_tokens) * self.output_price
         return (
@@ -154,7 +154,7 @@ class Match:
         )
 
 
-@lru_cache(MATCHES_KEPT)
+@lru_cache(MAX_MATCHES)
 def match(fleet: Fleet, wanted: Requirements) -> Match:
     """The endpoints that satisfy `wanted`. Remembered, so a decision looks only at those that could take the job."""
     positions, exclusions = [], []
@@ -169,7 +169,7 @@ def match(fleet: Fleet, wanted: Requirements) -> Match:
     return Match(
         positions=tuple(positions),
         exclusions=tuple(exclusions),
-        excluded=summed_up(exclusions),
+        excluded=summarized(exclusions),
         tokens=min(
             (min(one.context_tokens or math.inf, *(_limit(one, name) for name in TOKEN_LIMITS)) for one in found),
             default=math.inf,
@@ -230,7 +230,7 @@ def _overpriced(wanted: Requirements, endpoint: Endpoint) -> tuple[Reason, str] 
     return None
 
 
-def too_large(job: JobProfile, endpoint: Endpoint) -> tuple[Reason, str] | None:
+def unfit(job: JobProfile, endpoint: Endpoint) -> tuple[Reason, str] | None:
     """Why a job of this size can't be done there, though the endpoint meets its requirements."""
     answer = job.output_tokens or 0
     if endpoint.max_output_tokens is not None and answer > endpoint.max_output_tokens:
@@ -262,7 +262,7 @@ def upper_output_tokens(job: JobProfile, endpoint: Endpoint) -> int:
 
 def _longest_answer(endpoint: Endpoint) -> int:
     """To a job that sets no limit: some models have none but their context."""
-    return endpoint.max_output_tokens or endpoint.context_tokens or LARGEST_OUTPUT_TOKENS
+    return endpoint.max_output_tokens or endpoint.context_tokens or MAX_OUTPUT_TOKENS
 
 
 def upper_cost_microusd(job: JobProfile, endpoint: Endpoint) -> int | None:
@@ -279,8 +279,8 @@ def refusal(job: JobProfile, fleet: Fleet) -> NoEligibleEndpoint | None:
     found = match(fleet, job.requirements)
     reasons = {exclusion.endpoint_id: exclusion.text for exclusion in found.exclusions}
     for position in found.positions:
-        unfit = too_large(job, fleet.endpoints[position])
-        if unfit is None:
+        why = unfit(job, fleet.endpoints[position])
+        if why is None:
             return None
-        reasons[fleet.ids[position]] = unfit[1]
+        reasons[fleet.ids[position]] = why[1]
     return NoEligibleEndpoint({id: reasons[id] for id in fleet.ids})

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from turnout_workers.routing.fleet import EndpointView, Price, Snapshot
-from turnout_workers.routing.latency import SIGMA_MIN, predict
+from turnout_workers.routing.latency import MIN_SIGMA, predict
 
 PRIOR_OUTCOMES = 2.0
 """Imagined successes that temper the error rate of an endpoint which was called only a few times."""
-ERROR_RATE_MAX = 0.95
-LATENCY_LEAST_S = 1e-3
+MAX_ERROR_RATE = 0.95
+MIN_LATENCY_S = 1e-3
 FIRST_CALLS = 4
 """Calls in flight at an endpoint that has never answered, before others are rather called that have."""
 CERTAIN_SIGMAS = 4.0
@@ -33,7 +33,7 @@ class Odds(NamedTuple):
     def seen(cls, view: EndpointView) -> Odds:
         metrics = view.metrics
         error_rate = metrics.error_rate * metrics.error_weight / (metrics.error_weight + PRIOR_OUTCOMES)
-        return cls.of(max(SIGMA_MIN, metrics.sigma), min(ERROR_RATE_MAX, error_rate))
+        return cls.of(max(MIN_SIGMA, metrics.sigma), min(MAX_ERROR_RATE, error_rate))
 
     @classmethod
     def of(cls, sigma: float, error_rate: float) -> Odds:
@@ -55,7 +55,7 @@ class Traffic(NamedTuple):
         since = self.oldest_at + latency_s
         if since < self.answered_at:
             since = self.answered_at
-        return self.in_flight * (now - since) / max(latency_s, LATENCY_LEAST_S) if since < now else 0.0
+        return self.in_flight * (now - since) / max(latency_s, MIN_LATENCY_S) if since < now else 0.0
 
 
 class Estimate(NamedTuple):
@@ -119,7 +119,7 @@ def _estimate(position: int, view: EndpointView, at: float) -> Estimate:
         s_per_token=pace,
         input_price=_input_price(price, metrics.cached_share) if price else math.inf,
         output_price=price.output if price else 0.0,
-        special=troubled or busy or is_silent(view),
+        special=troubled or busy or is_unproven(view),
         odds=Odds.seen(view),
         traffic=Traffic(load.in_flight, health.consecutive_failures, load.oldest_started_at, metrics.latency_at),
         view=view,
@@ -138,6 +138,6 @@ def all_slots_taken(view: EndpointView) -> bool:
     return slots is not None and view.load.in_flight >= slots
 
 
-def is_silent(view: EndpointView) -> bool:
+def is_unproven(view: EndpointView) -> bool:
     """Whether an endpoint that has never answered has had its first calls."""
     return view.metrics.latency_samples == 0 and view.load.in_flight >= FIRST_CALLS

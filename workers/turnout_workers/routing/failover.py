@@ -20,7 +20,7 @@ MAX_ATTEMPTS = 8
 probe: that its endpoint is out was known before."""
 MAX_CALLS = 64
 """So many of them with its probes: a job may break every endpoint, and be alone to find out whether one is back."""
-MOST_MODELS = 16
+MAX_MODELS = 16
 """Where one provider may refuse a job at all of its models and another take it: so many, as some have hundreds."""
 SHORT_WAIT_S = 2.0
 """A Retry-After up to this is waited for in place."""
@@ -29,8 +29,8 @@ COOLDOWN_S = 5.0
 QUOTA_COOLDOWN_S = 3600.0
 """Least cooldown of a quota that refills once a day."""
 BACKOFF_S = 0.25
-BACKOFF_MAX_S = 8.0
-REST_MOST_S = 120.0
+MAX_BACKOFF_S = 8.0
+MAX_REST_S = 120.0
 """A job that only finds out, again and again, that an endpoint is out or over its limit, or this machine at its own,
 leaves that to other jobs, for twice as long each time, up to this …"""
 RESTS_AFTER = 4
@@ -89,7 +89,7 @@ RULES: dict[FailureKind, Rule] = {
     FailureKind.BILLING: Rule(disables=True),
     # A check may find nothing wrong with the key, for it was the prompt that was refused: so that such a job doesn't
     # take account after account from all others for ever.
-    FailureKind.FORBIDDEN: Rule(disables=True, most=MOST_MODELS),
+    FailureKind.FORBIDDEN: Rule(disables=True, most=MAX_MODELS),
     FailureKind.MODEL_NOT_FOUND: Rule(disables=True),
     FailureKind.CONTEXT_LENGTH: Rule(unsuited=True),
     FailureKind.CONTENT_FILTERED: Rule(unsuited=True),
@@ -97,7 +97,7 @@ RULES: dict[FailureKind, Rule] = {
     FailureKind.CONFLICT: Rule(retries=1, spends=True),
     # One provider may refuse what others take, in words that nobody has met yet, and for all of its models; where two
     # do, it is the request.
-    FailureKind.INVALID_REQUEST: Rule(unsuited=True, most=MOST_MODELS, most_providers=2),
+    FailureKind.INVALID_REQUEST: Rule(unsuited=True, most=MAX_MODELS, most_providers=2),
     FailureKind.LOCAL: Rule(retries=2),
     FailureKind.CANCELLED: Rule(),
 }
@@ -147,9 +147,9 @@ def judge(
     if failure is None:
         return Verdict(Next.FINISH, counts_for_health=True)
     rule = RULES[failure.kind]
-    told_s = failure.retry_after_s or None  # 0 names no time either: the next call would be refused, too
-    cooldown_s = told_s or 0.0
-    if rule.cooldown_s is not None and (told_s is None or failure.kind is FailureKind.QUOTA_EXHAUSTED):
+    retry_after_s = failure.retry_after_s or None  # 0 names no time either: the next call would be refused, too
+    cooldown_s = retry_after_s or 0.0
+    if rule.cooldown_s is not None and (retry_after_s is None or failure.kind is FailureKind.QUOTA_EXHAUSTED):
         cooldown_s = max(cooldown_s, rule.cooldown_s)
     cooldown_s *= 1 + 0.1 * rng.random()  # after the time that was named, and not all workers at once
 
@@ -164,16 +164,16 @@ def judge(
         return ruled(Next.GIVE_UP)
     if failure.kind is FailureKind.CANCELLED:
         return ruled(Next.DEFER)
-    soon = told_s is None or told_s <= SHORT_WAIT_S
-    if rule.waits and told_s is not None and soon and retries_here == 0:
+    soon = retry_after_s is None or retry_after_s <= SHORT_WAIT_S
+    if rule.waits and retry_after_s is not None and soon and retries_here == 0:
         return ruled(Next.RETRY, cooldown_s)
     repeats = retries_here < rule.retries and may_retry and failure.repeatable
     if repeats and soon:
         return ruled(Next.RETRY, max(cooldown_s, backoff_s(retries_here + 1, rng)))
     if failure.kind is FailureKind.LOCAL:
-        return ruled(Next.DEFER, backoff_s(max(retries_here + 1, alike - RESTS_AFTER), rng, REST_MOST_S))
+        return ruled(Next.DEFER, backoff_s(max(retries_here + 1, alike - RESTS_AFTER), rng, MAX_REST_S))
     if probe or rule.cooldown_s is not None:
-        rest_s = backoff_s((calls if probe else alike) - RESTS_AFTER, rng, REST_MOST_S)
+        rest_s = backoff_s((calls if probe else alike) - RESTS_AFTER, rng, MAX_REST_S)
     else:
         rest_s = backoff_s(attempt, rng)
     rest_s = max(cooldown_s, rest_s)
@@ -192,7 +192,7 @@ def spending(failures: Iterable[str | None]) -> int:
     return sum(failure in SPENDING for failure in failures)
 
 
-def backoff_s(failures: int, rng: random.Random, most_s: float = BACKOFF_MAX_S) -> float:
+def backoff_s(failures: int, rng: random.Random, most_s: float = MAX_BACKOFF_S) -> float:
     """Wait after so many failures: none after 0, then 0.25 · 2ⁿ up to 8 s, between half and all of it."""
     if failures <= 0:
         return 0.0

@@ -29,7 +29,7 @@ ERROR_WEIGHT = 6.0
 ERROR_MEMORY_S = 20.0
 """Time constant with which stores forget outcomes."""
 EJECTION_S = 2.0
-EJECTION_MAX_S = 10.0
+MAX_EJECTION_S = 10.0
 """The first ejection, doubled by each further one in a row up to the most: longer only delays the return."""
 JITTER = 0.15
 WELL_S = 60.0
@@ -76,7 +76,7 @@ class Recover:
     """Close its circuit: the probe was answered."""
 
 
-SILENT = frozenset({FailureKind.CANCELLED, FailureKind.LOCAL})
+PROVES_NOTHING = frozenset({FailureKind.CANCELLED, FailureKind.LOCAL})
 """Calls that we ended ourselves say nothing, not even that a probe succeeded."""
 
 
@@ -118,7 +118,7 @@ def ejections_in_a_row(health: Health, now: float) -> int:
 
 def ejection_s(before: int, rng: random.Random, base_s: float = EJECTION_S) -> float:
     """How long to eject after `before` ejections in a row: doubling, capped, ± 15 %."""
-    cap = max(base_s, EJECTION_MAX_S)
+    cap = max(base_s, MAX_EJECTION_S)
     return min(cap, base_s * 2.0 ** min(before, 30)) * (1 + JITTER * (2 * rng.random() - 1))
 
 
@@ -138,7 +138,7 @@ def after_report(
     """
     now, kind = counters.at, failure and failure.kind
     cut = kind is FailureKind.TIMED_OUT and not counts_for_health  # by its own job, or late
-    if cut or kind in SILENT or circuit(health, now) in (Circuit.ISOLATED, Circuit.DISABLED):
+    if cut or kind in PROVES_NOTHING or circuit(health, now) in (Circuit.ISOLATED, Circuit.DISABLED):
         return None
     if failure is None or not counts_for_health:
         return Recover() if counters.probe else None

@@ -24,12 +24,12 @@ QUIET_S = 5.0
 """Silence after which an estimate starts to drift towards its prior …"""
 DRIFT_S = 15.0
 """… with this time constant."""
-SIGMA_MIN = 0.25
+MIN_SIGMA = 0.25
 PRIOR_TTFT_S, PRIOR_S_PER_TOKEN = 0.5, 0.01
 """What is expected of an endpoint that has neither configured expectations nor observations."""
 SIGMA_STEP = 0.05
 """Weight of a new residual in the mean square of which `sigma` is the root …"""
-RESIDUAL_MOST = 2.0
+MAX_RESIDUAL = 2.0
 """… after it was cut to this, so that one freak doesn't double it."""
 CACHED_STEP = 0.05
 """Weight of a new answer in the share of input tokens that were cached."""
@@ -91,7 +91,7 @@ def bucket(latency_s: float) -> int:
     return min(BUCKETS - 1, max(0, math.floor(2 * math.log2(max(latency_s, 1e-3) / 0.01)) + 1))
 
 
-def quantile_seen(latencies: Sequence[int], share: float) -> float | None:
+def observed_quantile(latencies: Sequence[int], share: float) -> float | None:
     """Upper bound of the latency (s) of this share of the calls counted by `bucket`; None: there were none."""
     rank = share * sum(latencies)
     for number, seen in enumerate(accumulate(latencies)):

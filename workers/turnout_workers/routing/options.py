@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from turnout.request import Lane
-from turnout_workers.routing.eligibility import Exclusion, Match, Reason, too_large
-from turnout_workers.routing.estimate import Estimate, all_slots_taken, is_silent
+from turnout_workers.routing.eligibility import Exclusion, Match, Reason, unfit
+from turnout_workers.routing.estimate import Estimate, all_slots_taken, is_unproven
 from turnout_workers.routing.fleet import Circuit
 from turnout_workers.routing.health import circuit
 from turnout_workers.routing.profile import JobProfile
@@ -32,7 +32,7 @@ BELIEVED_S = 60.0
 
 Why = tuple[Reason, str, float | None]
 """Why an endpoint is no candidate, in words, and until when, if that is known."""
-HELD_BACK = (Reason.SILENT, Reason.PROBING, Reason.SLOW, Reason.TRIED, Reason.FULL)
+HELD_BACK = (Reason.UNPROVEN, Reason.PROBING, Reason.SLOW, Reason.TRIED, Reason.FULL)
 """In the order in which they are used after all."""
 
 
@@ -47,11 +47,16 @@ class Options:
         now: float,
         seed: int,
         tried: frozenset[str],
-        above: Mapping[str, str],
+        over_ceiling: Mapping[str, str],
     ) -> None:
-        self.job, self.now, self.seed, self.tried, self.above, self.match = job, now, seed, tried, above, found
-        self._fits_anywhere = found.fits_anywhere(job)
-        self._longest_s = job.wish.max_latency_s or math.inf
+        self.job = job
+        self.now = now
+        self.seed = seed
+        self.tried = tried
+        self.over_ceiling = over_ceiling
+        self.match = found
+        self._fits_everywhere = found.fits_everywhere(job)
+        self._longest_s = job.constraints.max_latency_s or math.inf
         self.exclusions: list[Exclusion] = []
         """Why endpoints that match can't be called now, or aren't fit for a job of this size."""
         self.any_busy = False
@@ -63,7 +68,7 @@ class Options:
     def _consider(self, estimates: Sequence[Estimate]) -> list[Row]:
         job = self.job
         given, out, longest = job.expected_input_tokens, job.expected_output_tokens, self._longest_s
-        careful = not self._fits_anywhere or bool(self.tried) or bool(self.above)
+        careful = not self._fits_everywhere or bool(self.tried) or bool(self.over_ceiling)
         usable: list[Row] = []
         for position in self.match.positions:
             estimate = estimates[position]
@@ -111,9 +116,9 @@ class Options:
         """Why it may not take the job now."""
         job, now, view = self.job, self.now, option.estimate.view
         health = view.health
-        if not self._fits_anywhere and (unfit := too_large(job, view.endpoint)):
-            return *unfit, None
-        if account := self.above.get(view.endpoint.id):
+        if not self._fits_everywhere and (why := unfit(job, view.endpoint)):
+            return *why, None
+        if account := self.over_ceiling.get(view.endpoint.id):
             return Reason.CEILING, f"a call may cost more than the ceiling of {account} leaves", None
         if option.latency_s > self._longest_s and view.metrics.latency_samples:
             believed_until = view.metrics.latency_at + BELIEVED_S
@@ -136,14 +141,14 @@ class Options:
             return why_busy(option, now)[:2]
         if view.endpoint.id in self.tried:
             return Reason.TRIED, "this job failed there a moment ago"
-        if option.probe and job.wish.lane is Lane.INTERACTIVE and now - view.health.open_until < PROBE_OVERDUE_S:
+        if option.probe and job.constraints.lane is Lane.INTERACTIVE and now - view.health.open_until < PROBE_OVERDUE_S:
             return Reason.PROBING, "to be probed by a job that nobody waits for"
         if option.latency_s > self._longest_s:
             told = (view.endpoint.expected_ttft_s, view.endpoint.expected_s_per_token)
             if None not in told:
                 return Reason.SLOW, self._slowness(option)
-        if is_silent(view) and not option.probe:
-            return Reason.SILENT, f"has {view.load.in_flight} calls, and has never answered"
+        if is_unproven(view) and not option.probe:
+            return Reason.UNPROVEN, f"has {view.load.in_flight} calls, and has never answered"
         return None
 
     def _slowness(self, option: Option) -> str:
@@ -151,8 +156,8 @@ class Options:
 
     def _add_held_back(self) -> None:
         for reason in HELD_BACK:
-            held_back, silent = self._held_back.get(reason, []), reason is Reason.SILENT
-            within_s = math.inf if reason is Reason.FULL else PAUSE_S[self.job.wish.lane]
+            held_back, silent = self._held_back.get(reason, []), reason is Reason.UNPROVEN
+            within_s = math.inf if reason is Reason.FULL else PAUSE_S[self.job.constraints.lane]
             soon = [estimate for wait_s, *_, estimate in self.usable if wait_s <= within_s]
             if any(not silent or estimate.view.metrics.latency_samples for estimate in soon):
                 for option, text in held_back:

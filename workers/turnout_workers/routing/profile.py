@@ -11,10 +11,10 @@ from turnout_workers.routing.images import Image, ImageRule, Tokens, image_token
 
 USUAL_OUTPUT_TOKENS = 256
 """Expected answer of a job that doesn't limit it; of one that does, half its limit if that is less."""
-LARGEST_OUTPUT_TOKENS = 4096
+MAX_OUTPUT_TOKENS = 4096
 """Upper estimate of an answer that neither the job nor the endpoint limits."""
 
-NO_WISH = RoutingConstraints()
+NO_CONSTRAINTS = RoutingConstraints()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class JobProfile:
     output_tokens: int | None = None
     """The job's own limit; None: whatever the endpoint allows."""
     expected_output_tokens: int = USUAL_OUTPUT_TOKENS
-    wish: RoutingConstraints = NO_WISH
+    constraints: RoutingConstraints = NO_CONSTRAINTS
     """What is the job's own: lane, strategy, order, ceilings. What an endpoint must be is in `requirements`."""
     deadline: float | None = None
     timeout_s: float | None = None
@@ -80,7 +80,7 @@ class JobProfile:
     @property
     def cost_left_microusd(self) -> float:
         """What may still be spent under the job's ceiling; infinite without one."""
-        most = self.wish.max_cost_microusd
+        most = self.constraints.max_cost_microusd
         return math.inf if most is None else most - self.spent_microusd
 
     @classmethod
@@ -100,25 +100,25 @@ class JobProfile:
 
         priced: a ceiling that isn't the job's own, such as its tenant's, needs to know what it costs.
         """
-        wish = request.constraints
+        constraints = request.constraints
         upper, expected = estimate_input_tokens(request)
         limit = 0 if request.is_embedding else request.max_output_tokens
         usual = USUAL_OUTPUT_TOKENS if limit is None else min(USUAL_OUTPUT_TOKENS, math.ceil(limit / 2))
         return cls(
             requirements=Requirements(
                 models=request.models,
-                only=wish.only,
-                ignore=wish.ignore,
-                regions=wish.regions,
-                no_training=wish.no_training,
-                zero_retention=wish.zero_retention,
+                only=constraints.only,
+                ignore=constraints.ignore,
+                regions=constraints.regions,
+                no_training=constraints.no_training,
+                zero_retention=constraints.zero_retention,
                 embeds=request.is_embedding,
                 capabilities=request.required_capabilities,
-                min_context_tokens=wish.min_context_tokens,
-                min_quality=wish.min_quality,
-                max_input_usd_per_mtok=wish.max_input_usd_per_mtok,
-                max_output_usd_per_mtok=wish.max_output_usd_per_mtok,
-                priced=priced or wish.max_cost_usd is not None,
+                min_context_tokens=constraints.min_context_tokens,
+                min_quality=constraints.min_quality,
+                max_input_usd_per_mtok=constraints.max_input_usd_per_mtok,
+                max_output_usd_per_mtok=constraints.max_output_usd_per_mtok,
+                priced=priced or constraints.max_cost_usd is not None,
                 unsuited=unsuited,
                 pinned=pinned,
             ),
@@ -127,7 +127,7 @@ class JobProfile:
             images=images_of(request),
             output_tokens=limit,
             expected_output_tokens=usual,
-            wish=wish,
+            constraints=constraints,
             deadline=deadline,
             timeout_s=request.timeout_s,
             spent_microusd=spent_microusd,

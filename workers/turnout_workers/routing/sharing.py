@@ -14,10 +14,10 @@ RESERVED_FOR_S = 60.0
 
 LONG_WAIT_S = {Lane.INTERACTIVE: 30.0, Lane.STANDARD: 300.0, Lane.BATCH: 3600.0}
 """After so long without room, a job has some kept for it: others wait for a large one, up to a minute."""
-A_LANE_S = 1e10
+LANE_STRIDE_S = 1e10
 """More than any Unix time, so that the places of lanes don't mix."""
 
-LEFT_TO_OTHERS = 0.1
+RESERVE_FOR_OTHERS = 0.1
 """Of each limit; little is enough, for while others want more, it is theirs each time that room appears."""
 ACTIVE_S = 60.0
 """A tenant takes part for this long after its last job, and what it had is forgotten at this pace."""
@@ -45,9 +45,9 @@ def place(lane: Lane, waiting_since: float | None, now: float) -> tuple[float, b
 
     By its lane, then by how long it waits; those that don't wait for long are all alike the last of their lane.
     """
-    first = list(Lane).index(lane) * A_LANE_S
+    first = list(Lane).index(lane) * LANE_STRIDE_S
     if waiting_since is None or now - waiting_since < LONG_WAIT_S[lane]:
-        return first + A_LANE_S / 2, False
+        return first + LANE_STRIDE_S / 2, False
     return first + waiting_since, True
 
 
@@ -79,7 +79,7 @@ class TenantShares:
                 self._all = (_left(self._all, now) - _left(self._had.pop(name), now), now)
         fair = _left(self._all, now) / len(self._had)
         alone = len(self._had) == 1
-        return 1.0 if alone or _left(self._had[tenant], now) <= fair else 1 - LEFT_TO_OTHERS
+        return 1.0 if alone or _left(self._had[tenant], now) <= fair else 1 - RESERVE_FOR_OTHERS
 
 
 def _left(had: tuple[float, float], now: float) -> float:

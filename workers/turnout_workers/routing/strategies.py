@@ -72,7 +72,7 @@ class Strategy:
     """Whose seconds count; None: the job's own lane."""
     near: float = 0.02
     """Candidates within this share of the best one are equals, and share the work."""
-    patient: bool = False
+    may_wait: bool = False
     """May wait for a busy candidate though another one is free."""
     arrange: Arrange | None = None
 
@@ -84,7 +84,7 @@ def utilities(job: JobProfile, options: Rows, strategy: Strategy, now: float) ->
     # A price that is unknown ranks behind all that are known; if none is known, price says nothing.
     unknown = inf if known and strategy.price else 0.0
     per_cost = strategy.price / min(filter(None, known), default=1.0)
-    per_second = URGENCY[strategy.urgency or job.wish.lane]
+    per_second = URGENCY[strategy.urgency or job.constraints.lane]
     # Ten times the price of the dearest: where prices are far apart, being late still costs more than any.
     lateness = max(LATENESS, 10 * max(known, default=0.0) * per_cost)
     slack = inf if job.deadline is None else job.deadline - now
@@ -139,8 +139,8 @@ def _in_turn(estimates: Sequence[Estimate], scores: Numbers, late: Numbers, u: f
 
 
 STRATEGIES: dict[RoutingStrategy, Strategy] = {
-    RoutingStrategy.BALANCED: Strategy(patient=True),
-    RoutingStrategy.COST_OPTIMIZED: Strategy(urgency=Lane.BATCH, patient=True),
+    RoutingStrategy.BALANCED: Strategy(may_wait=True),
+    RoutingStrategy.COST_OPTIMIZED: Strategy(urgency=Lane.BATCH, may_wait=True),
     RoutingStrategy.LATENCY_OPTIMIZED: Strategy(price=0.0, urgency=Lane.INTERACTIVE, near=0.25, arrange=_fastest),
     RoutingStrategy.PRIORITY: Strategy(arrange=_by_priority),
     RoutingStrategy.ROUND_ROBIN: Strategy(near=0.0, arrange=_in_turn),
@@ -172,8 +172,8 @@ def ranking(
     if strategy.arrange:
         chance = seed / 2**32 if turn is None else turn * GOLDEN % 1
         groups, scores = strategy.arrange([estimate for *_, estimate in options], scores, late, chance)
-    if job.wish.order:
-        place = {provider: index - len(job.wish.order) for index, provider in enumerate(job.wish.order)}
+    if job.constraints.order:
+        place = {provider: index - len(job.constraints.order) for index, provider in enumerate(job.constraints.order)}
         ranks = [1e10 * place.get(estimate.view.endpoint.provider, 0) for *_, estimate in options]
         groups = [rank + group for rank, group in zip(ranks, groups or [0.0] * len(ranks), strict=True)]
     keys = scores if groups is None else list(zip(groups, scores, strict=True))

@@ -293,7 +293,7 @@ def _count_latency(known: _Endpoint, report: Report, latency_s: float, now: int)
         known.pace, known.pace_low = stepped(known.pace, known.pace_low, sample)
     if report.predicted_s:
         error = math.log(max(latency_s, 1e-3) / report.predicted_s)
-        error = max(-latency.RESIDUAL_MOST, min(latency.RESIDUAL_MOST, error))
+        error = max(-latency.MAX_RESIDUAL, min(latency.MAX_RESIDUAL, error))
         known.residual += latency.SIGMA_STEP * (error * error - known.residual)
     known.latency_at = now
     known.samples += 1

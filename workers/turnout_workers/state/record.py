@@ -14,7 +14,7 @@ from struct import Struct
 
 from turnout_workers.routing.fleet import Health, Load, Observed, ProviderMetrics
 from turnout_workers.routing.health import ERROR_MEMORY_S
-from turnout_workers.routing.latency import SIGMA_MIN
+from turnout_workers.routing.latency import MIN_SIGMA
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ class Record:
         metrics = ProviderMetrics(
             ttft_s=sampled(self.ttft),
             s_per_token=sampled(self.pace),
-            sigma=max(SIGMA_MIN, math.sqrt(self.residual)),
+            sigma=max(MIN_SIGMA, math.sqrt(self.residual)),
             latency_at=self.latency_at / 1000,
             latency_samples=int(self.samples),
             error_rate=self.bad / self.weight if self.weight else 0.0,

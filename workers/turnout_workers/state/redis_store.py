@@ -37,7 +37,7 @@ POLICY = {
     windows: ("SQUEEZE", "SQUEEZE_LEAST", "SQUEEZE_HOLD_S", "SQUEEZE_REGROWTH"),
     store: ("ASK_AGAIN_S", "VERDICT_S", "PUBLISHED_S", "SOON_S", "KEPT_S", "TOLD_S"),
     health: ("RAMP_S", "RAMP_EXCESS", "WELL_S", "CONSECUTIVE_FAILURES", "ERROR_MEMORY_S"),
-    latency: ("MEMORY_S", "STEP_SLOWER", "STEP_FASTER", "STEP_RELIEF", "SIGMA_STEP", "RESIDUAL_MOST", "CACHED_STEP"),
+    latency: ("MEMORY_S", "STEP_SLOWER", "STEP_FASTER", "STEP_RELIEF", "SIGMA_STEP", "MAX_RESIDUAL", "CACHED_STEP"),
 }
 """Put before every script, so that it has one home and Lua none of its own."""
 CONSTANTS = f"""

@@ -109,7 +109,7 @@ class NoRoom:
     at: float
     reasons: Mapping[str, str]
     """By endpoint id: what was full."""
-    above: Mapping[str, str] = field(default_factory=dict)
+    over_ceiling: Mapping[str, str] = field(default_factory=dict)
     """By endpoint id, where a call may cost more than a ceiling leaves: whose ceiling it is, the account."""
 
     @classmethod
@@ -117,12 +117,12 @@ class NoRoom:
         """From what stands longest in each bid's way: until when (ms; None: time won't help), and what it is."""
         times = [until / 1000 for until, _ in obstacles.values() if until is not None]
         reasons = {endpoint_id: reason for endpoint_id, (_, reason) in obstacles.items()}
-        above = {
+        over_ceiling = {
             endpoint_id: reason.removeprefix(CEILING)
             for endpoint_id, (until, reason) in obstacles.items()
             if until is None and reason.startswith(CEILING)
         }
-        return cls(min(times, default=None), now_ms / 1000, reasons, above)
+        return cls(min(times, default=None), now_ms / 1000, reasons, over_ceiling)
 
 
 @dataclass(frozen=True, slots=True)

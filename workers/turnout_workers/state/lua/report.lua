@@ -124,7 +124,7 @@ if report.ok and report.latency_s then
   end
   if report.predicted_s and report.predicted_s > 0 then
     local residual = math.log(math.max(report.latency_s, 0.001) / report.predicted_s)
-    residual = math.max(-RESIDUAL_MOST, math.min(RESIDUAL_MOST, residual))
+    residual = math.max(-MAX_RESIDUAL, math.min(MAX_RESIDUAL, residual))
     known[RESIDUAL] = known[RESIDUAL] + SIGMA_STEP * (residual * residual - known[RESIDUAL])
   end
   known[LATENCY_AT], known[SAMPLES] = NOW, known[SAMPLES] + 1

@@ -9,20 +9,20 @@ from typing import Any, NamedTuple
 
 from turnout.request import RoutingConstraints, RoutingStrategy
 from turnout_workers.routing.decision import Decision
-from turnout_workers.routing.eligibility import Excluded, summed_up
-from turnout_workers.routing.estimate import LATENCY_LEAST_S, Estimate, Odds, Traffic
+from turnout_workers.routing.eligibility import Excluded, summarized
+from turnout_workers.routing.estimate import MIN_LATENCY_S, Estimate, Odds, Traffic
 from turnout_workers.routing.fleet import Endpoint, EndpointView, Limits
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, ranking
 
 RECORD_VERSION = 3
-MOST_ROWS = 20
+MAX_ROWS = 20
 """Candidates that are recorded, the best: a story is not to grow with the fleet."""
 NOW = 0.0
 """The time of a repeated decision: added to a Unix time, a short silence would drown in a float's rounding."""
 
 
-def to_record(
+def to_json_dict(
     decision: Decision, called: str | None = None, no_room: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """All that explains a decision, and lets `choices` repeat it: no prompt, no key. Micro-dollars and seconds.
@@ -31,7 +31,7 @@ def to_record(
     no_room: of those that were asked in vain, what was full.
     """
     job = decision.job
-    best = frozenset(decision.ranking.order[:MOST_ROWS])
+    best = frozenset(decision.ranking.order[:MAX_ROWS])
     known = (index for index in (*decision.ready, *decision.busy) if index in best)
     rows = [_row(decision.ranking, index, decision.at) for index in known]
     return {
@@ -48,16 +48,16 @@ def to_record(
         "wait_s": round(decision.wait_s, 3),
         "waits_for": decision.waits_for,
         "job": {
-            "lane": job.wish.lane.value,
+            "lane": job.constraints.lane.value,
             "deadline": job.deadline,
             **({} if job.waiting_since is None else {"waiting_since": job.waiting_since}),
             "in": job.expected_input_tokens,
             "out": job.expected_output_tokens,
-            "order": list(job.wish.order),
+            "order": list(job.constraints.order),
             "failures": dict(job.failures),
         },
         "candidates": rows,
-        "excluded": [*decision.options.match.excluded, *summed_up(decision.not_now)],
+        "excluded": [*decision.options.match.excluded, *summarized(decision.not_now)],
     }
 
 
@@ -137,7 +137,7 @@ class Choice(NamedTuple):
 
 def choices(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | None = None) -> Iterator[Choice]:
     """Decide the recorded jobs again; None: each under its own strategy, which repeats every choice among at most
-    `MOST_ROWS`.
+    `MAX_ROWS`.
 
     Only the choice is repeated: what a different one would have done to the fleet's load is not modelled. Decisions
     that had no candidate are left out.
@@ -148,7 +148,7 @@ def choices(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | No
             continue
         deadline, since = record["job"]["deadline"], record["job"].get("waiting_since")
         job = JobProfile(
-            wish=RoutingConstraints(lane=record["job"]["lane"], order=record["job"]["order"]),
+            constraints=RoutingConstraints(lane=record["job"]["lane"], order=record["job"]["order"]),
             deadline=deadline and deadline - record["at"],
             waiting_since=None if since is None else since - record["at"],
             failures=record["job"]["failures"],
@@ -157,7 +157,7 @@ def choices(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | No
         turns = record["turn"] if name == record["strategy"] else turn
         ranked = ranking(job, options, STRATEGIES[name], NOW, record["seed"], turns)
         ready = [index for index in ranked.order if options[index].wait_s <= 0]
-        first = ready[0] if ready and not STRATEGIES[name].patient else ranked.order[0]
+        first = ready[0] if ready and not STRATEGIES[name].may_wait else ranked.order[0]
         best = options[first]
         yield Choice(
             best.estimate.view.endpoint.id,
@@ -173,7 +173,7 @@ def _option(row: Row) -> Option:
     provider, _, rest = row.id.partition("/")
     limits = Limits(concurrency=row.slots)
     endpoint = Endpoint(provider, rest, rest, priority=row.priority, weight=row.weight, limits=limits)
-    answered_at = NOW - row.missed * max(row.latency_s, LATENCY_LEAST_S) / max(1, row.in_flight)
+    answered_at = NOW - row.missed * max(row.latency_s, MIN_LATENCY_S) / max(1, row.in_flight)
     traffic = Traffic(row.in_flight, row.failures, -math.inf, answered_at)
     odds, view = Odds.of(row.sigma, row.error_rate), EndpointView(endpoint)
     estimate = Estimate(row.latency_s, 0.0, 0.0, 0.0, False, odds, traffic, view, row.position)

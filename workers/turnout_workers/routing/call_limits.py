@@ -13,10 +13,10 @@ PATIENT_S, PATIENT_SIGMA = 5.0, 1.5
 """… So a call gets the time in which nearly all models answer: it is late after 120 s, …"""
 PATIENT_LONGEST_S = 150.0
 """… and cut after twice this."""
-PROBE_MOST_S = 60.0
+MAX_PROBE_S = 60.0
 
 
-def patience(option: Row, output_tokens: int, longest_s: float, *, alone: bool) -> tuple[float, float]:
+def call_limits(option: Row, output_tokens: int, longest_s: float, *, alone: bool) -> tuple[float, float]:
     """Of a call the age (s) at which it counts as hanging, and its total deadline (s).
 
     output_tokens: expected ones. longest_s: for the longest possible answer. alone: no other endpoint can take the job.
@@ -34,7 +34,7 @@ def patience(option: Row, output_tokens: int, longest_s: float, *, alone: bool) 
     if not probe:
         timeout_s = _timeout(usual_s, spread, longest_s)
     else:
-        timeout_s = PROBE_MOST_S if patient else _probe_timeout(latency_s, sigma, view.health.ejections)
+        timeout_s = MAX_PROBE_S if patient else _probe_timeout(latency_s, sigma, view.health.ejections)
     return overdue_after(usual_s, spread), timeout_s
 
 
@@ -62,4 +62,4 @@ def _probe_timeout(median_s: float, sigma: float, ejections: int) -> float:
     """
     likely = quantile(median_s, sigma, Z99)
     usual = max(1.2 * likely, min(12.0, max(6.0, 2 * likely)))
-    return max(usual, min(PROBE_MOST_S, usual * 2.0 ** max(0, ejections - 4)))
+    return max(usual, min(MAX_PROBE_S, usual * 2.0 ** max(0, ejections - 4)))
