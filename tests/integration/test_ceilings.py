@@ -137,7 +137,7 @@ def test_a_ceiling_that_is_set_later_knows_what_was_spent_before(tmp_path: Path)
         for account in of_a_day_and_a_month:
             assert [one for name, one in money.items() if re.fullmatch(rf"{account}\|spent", name)] == [spent], account
         stand.config.write_text(stand.config.read_text() + f"\n[ceilings.total]\nper_month_usd = {spent / 1e6}\n")
-        stand.until(lambda: "is followed now" in worker.said)
+        stand.until(lambda: "now using configuration" in worker.said)
         stand.submit(["after"])
         stand.until(lambda: stand.outcomes(["after"]) == {"delayed": 1})
 

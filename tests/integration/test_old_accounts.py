@@ -74,7 +74,7 @@ async def test_only_what_is_long_over_is_forgotten(redis_url: str, flushed: redi
 async def test_a_round_looks_through_some_of_very_many_and_the_next_ones_through_the_others(
     redis_url: str, flushed: redis.Redis, monkeypatch: pytest.MonkeyPatch, rounds: int, all_gone: bool
 ) -> None:
-    monkeypatch.setattr(old_accounts, "AT_ONCE", 100)
+    monkeypatch.setattr(old_accounts, "PAGE", 100)
     keys = Keys("t")
     flushed.hset(keys.money, mapping={f"tenant:{n}@2020-01-01|spent": 1 for n in range(1000)})
     await housekeep(redis_url, keys, rounds)

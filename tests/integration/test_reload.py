@@ -52,7 +52,7 @@ def test_a_rotated_key_is_used_without_a_restart_and_by_the_job_that_waited_for_
         stand.until(lambda: "turnout.toml:1: this is not TOML" in worker.said, 30)
         stand.config.write_text(right)
         key.write_text("new-key")
-        stand.until(lambda: "is followed now, with other keys" in worker.said, 30)
+        stand.until(lambda: "(with other keys)" in worker.said, 30)
         stand.config.write_text(right + "weight = 2.0")
         stand.until(lambda: set(status(stand)["workers"].values()) == {status(stand)["configuration"]}, 30)
         assert status(stand)["configuration"] != before["configuration"]
@@ -76,7 +76,7 @@ def test_jobs_for_a_model_that_only_some_workers_know_yet_wait_until_all_do(tmp_
         stand.until(lambda: set(stand.outcomes([*ids, "none"])) <= {"succeeded", "delayed"}, 30)
         assert stand.outcomes(["none"]) == {"delayed": 1}
         older.write_text(newer.read_text())
-        stand.until(lambda: "is followed now" in stand.workers[0].said, 30)
+        stand.until(lambda: "now using configuration" in stand.workers[0].said, 30)
         stand.until(lambda: len({*run(stand.client, [stand.ledger.workers()])[0].values()}) == 1, 30)
         stand.until(lambda: stand.settled() == len(ids) + 1, 30)
         assert stand.outcomes(ids) == {"succeeded": len(ids)}

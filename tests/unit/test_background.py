@@ -151,7 +151,7 @@ async def test_with_memory_full_the_jobs_of_the_dead_are_taken_back_all_the_same
         await call(ledger.enqueue(new_job("a")))
         await call(ledger.claim("a", "dead", 0.001))
         await client.config_set("maxmemory", 1)
-        task = asyncio.create_task(run_repeatedly(housekeeping.turn, 0.01))
+        task = asyncio.create_task(run_repeatedly(housekeeping.run_if_ours, 0.01))
         await asyncio.wait_for(swept.wait(), 60)
         await cancel_all([task])
     finally:
@@ -162,7 +162,7 @@ async def test_with_memory_full_the_jobs_of_the_dead_are_taken_back_all_the_same
 async def test_however_many_messages_of_a_lane_are_lost_one_wait_brings_all_of_them_back(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(housekeeping, "BATCH", 10)
+    monkeypatch.setattr(housekeeping, "MAX_JOBS", 10)
     monkeypatch.setattr(housekeeping, "LOST_AFTER_S", 0)
     ids = {f"job {n}" for n in range(35)}
     async with redis.asyncio.Redis.from_url(redis_url) as client:

@@ -113,7 +113,7 @@ async def test_calls_that_have_been_answered_are_told_of_as_hanging_no_longer() 
 async def test_an_endpoint_that_is_out_until_somebody_acts_is_told_of_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(fleet_watch, "EVERY_S", 0.0)
+    monkeypatch.setattr(fleet_watch, "REPORT_S", 0.0)
     caplog.set_level(logging.WARNING, fleet_watch.__name__)  # whatever others have made of it
     told: list[int] = []
     async with workers() as (_, one, _other):

@@ -192,7 +192,7 @@ class Worker:
         keeping = Housekeeping(ledger, send, store, self.name, self.current, also, parts.metrics.recovered)
         checks = HealthChecks(self._connectors.values(), store, fleet, file.router.health_check_interval, rng)
         drain = SpoolDrain(parts.spool, ledger, send, store, self.current)
-        self._keep_up(keeping.turn, housekeeping.EVERY_S, "housekeeping")
+        self._keep_up(keeping.run_if_ours, housekeeping.EVERY_S, "housekeeping")
         following = partial(self._follow, Reload(self.current, self._use))
         self._keep_up(following, reload.EVERY_S, "the configuration")
         self._keep_up(drain.settle_all, spool.EVERY_S, "what was spooled")

@@ -200,7 +200,7 @@ async def test_of_lines_that_wait_to_be_fed_redis_is_asked_nothing(
         told: Any = flushed.info("stats")
         return int(told["total_commands_processed"])
 
-    monkeypatch.setattr(batch_feeding, "CHUNKS", 1)
+    monkeypatch.setattr(batch_feeding, "MAX_CHUNKS", 1)
     (tmp_path / "in.txt").write_text("".join(f"{n}?\n" for n in range(3000)))
     id = batches.submit(Source(str(tmp_path / "in.txt")), Defaults())
     await feeding.round()
@@ -217,8 +217,8 @@ async def test_a_round_feeds_so_many_chunks_and_the_next_one_goes_on_with_the_ne
     batches: Batches, feeding: BatchFeeding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of many large batches one round took half a minute, in which parked jobs and those of the dead had to wait."""
-    monkeypatch.setattr(batch_feeding, "CHUNKS", 2)
-    monkeypatch.setattr(batch_feeding, "CHUNKS_IN_ALL", 3)
+    monkeypatch.setattr(batch_feeding, "MAX_CHUNKS", 2)
+    monkeypatch.setattr(batch_feeding, "MAX_CHUNKS_IN_ALL", 3)
     (tmp_path / "in.txt").write_text("".join(f"{n}?\n" for n in range(600)))
     ids = [batches.submit(Source(str(tmp_path / "in.txt")), Defaults()) for _ in range(4)]
     fed = []
@@ -312,7 +312,7 @@ async def test_a_batch_that_goes_on_outlives_its_seven_days(
     flushed: redis.Redis, batches: Batches, feeding: BatchFeeding, source: Interrupted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its record is what holds a paused batch back, and what its ceiling hangs on."""
-    monkeypatch.setattr(batch_feeding, "LOOK_S", 0.0)
+    monkeypatch.setattr(batch_feeding, "RENEW_S", 0.0)
     keys = Ledger().keys
     under_way, paused, cancelled = (batches.submit(source, Defaults()) for _ in range(3))
     await feeding.round()
@@ -335,8 +335,8 @@ async def test_a_batch_that_is_fed_to_its_end_is_looked_at_again_after_an_hour(
     id = batches.submit(source, Defaults())
     for _ in range(2):
         await feeding.round()
-    for look_s, renewed in ((batch_feeding.LOOK_S, False), (0.0, True)):
-        monkeypatch.setattr(batch_feeding, "LOOK_S", look_s)
+    for look_s, renewed in ((batch_feeding.RENEW_S, False), (0.0, True)):
+        monkeypatch.setattr(batch_feeding, "RENEW_S", look_s)
         flushed.expire(key(id), 1000)
         await feeding.round()
         assert (flushed.ttl(key(id)) > 1000) == renewed

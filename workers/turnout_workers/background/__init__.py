@@ -1,1 +1,1 @@
-"""What a worker does besides its jobs, again and again: `runtime.py` keeps it all up."""
+"""What a worker does in the background, started and kept running by `runtime.py`."""

@@ -1,4 +1,4 @@
-"""Free questions to providers: is the key good, do you answer? They bring back what was disabled."""
+"""Free health checks of providers: does it answer, and is the key good? They bring back disabled endpoints."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from turnout_workers.state.store import FleetStore
 logger = logging.getLogger(__name__)
 
 CURABLE = (FailureKind.UNAUTHORIZED.value, FailureKind.FORBIDDEN.value)
-"""Reasons for disabling that a good answer to a check ends. No credit, or no such model, shows in real calls only …"""
+"""Reasons for disabling that a successful check clears. Missing credit or a missing model shows only in real calls; for
+those see `CHANCE_S`."""
 REFUSED = (FailureKind.UNAUTHORIZED, FailureKind.BILLING)
-"""Failures of a check that disable endpoints. Others don't say that real calls would fail: a server without a list of
-models, or a key that may not see it, can serve them well."""
+"""Failures of a check that disable endpoints. Others don't mean that real calls would fail: a server may have no list
+of models, or a key no right to read it."""
 ABSENT = (FailureKind.MODEL_NOT_FOUND, FailureKind.FORBIDDEN, FailureKind.MALFORMED)
-"""Failures of a check which say that there is nothing to be asked."""
+"""Failures of a check which only mean that there is nothing to check."""
 CHANCE_S = 300.0
-"""… so one is let through this often, as long as the provider answers its checks well."""
+"""How often an endpoint that was disabled for another reason gets one real call, while its checks succeed."""
 LOOK_S = 1.0
-"""How often it is seen whether a provider is new."""
-LONGEST_S = 10.0
-"""Of one check, for the next round waits for all of them."""
+"""How often new providers are looked for."""
+TIMEOUT_S = 10.0
+"""Timeout of one check: the next round waits for all of them."""
 
 
 @dataclass(slots=True)
 class HealthChecks:
-    """Asks every provider at the start, and when one is new, perhaps with a better key; then from time to time, one
-    process for all that share the store."""
+    """Checks every provider at the start, and a new one, perhaps with a better key, at once. After that, one of the
+    processes that share the store checks at intervals."""
 
     connectors: Collection[CloudProviderBase]
     store: FleetStore
@@ -44,14 +45,14 @@ class HealthChecks:
     rng: random.Random
 
     async def run(self) -> None:
-        clock, again_at, asked = asyncio.get_running_loop().time, 0.0, list[CloudProviderBase]()
+        clock, next_at, current = asyncio.get_running_loop().time, 0.0, list[CloudProviderBase]()
         while True:
-            known, asked = asked, list(self.connectors)
-            if clock() >= again_at:
-                known = [connector for connector in known if not await self._is_our_turn(connector)]
-                again_at = clock() + self.interval_s * self.rng.uniform(1.0, 1.1)
-            await asyncio.gather(*(self.check(connector) for connector in asked if connector not in known))
-            await asyncio.sleep(min(LOOK_S, max(0.0, again_at - clock())))
+            skipped, current = current, list(self.connectors)
+            if clock() >= next_at:
+                skipped = [connector for connector in skipped if not await self._is_our_turn(connector)]
+                next_at = clock() + self.interval_s * self.rng.uniform(1.0, 1.1)
+            await asyncio.gather(*(self.check(connector) for connector in current if connector not in skipped))
+            await asyncio.sleep(min(LOOK_S, max(0.0, next_at - clock())))
 
     async def _is_our_turn(self, connector: CloudProviderBase) -> bool:
         account = next((endpoint.account_id for endpoint in connector.endpoints), connector.name)
@@ -62,44 +63,45 @@ class HealthChecks:
         return False
 
     async def check_all(self) -> dict[str, Failure | None]:
-        """Check every provider now: by name, what was wrong, or None. Of several keys, one that is refused counts."""
+        """Check every provider now. Returns by name what was wrong, or None; one bad key of several counts."""
         connectors = list(self.connectors)
-        told: dict[str, Failure | None] = {}
+        failures: dict[str, Failure | None] = {}
         for connector, failure in zip(connectors, await asyncio.gather(*map(self.check, connectors)), strict=True):
-            told[connector.name] = told.get(connector.name) or failure
-        return told
+            failures[connector.name] = failures.get(connector.name) or failure
+        return failures
 
     async def check(self, connector: CloudProviderBase) -> Failure | None:
-        """Disable endpoints on a bad key, restore them on a good answer. An outage is left to the calls to notice."""
+        """Disable endpoints if the key is bad, restore them if the check succeeds. Outages are left for the calls to
+        notice."""
         endpoint_ids = [endpoint.id for endpoint in connector.endpoints]
         failure: Failure | None = None
         try:
-            async with asyncio.timeout(LONGEST_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 await connector.check_health()
         except ProviderError as error:
             failure = error.failure
             if failure.kind in REFUSED:
-                await self._tell(self.store.mark("disabled", endpoint_ids, str(error)))
+                await self._share(self.store.mark("disabled", endpoint_ids, str(error)))
             if failure.kind not in ABSENT:
                 return failure
         except TimeoutError:
-            return Failure(FailureKind.TIMED_OUT, f"no answer to its health check in {LONGEST_S:g} s")
+            return Failure(FailureKind.TIMED_OUT, f"no answer to its health check in {TIMEOUT_S:g} s")
         except Exception as error:
             return broken("health check", connector.name, error)
         if cured := [id for id in endpoint_ids if self._is_cured(id, certain=failure is None)]:
             logger.info("%s may be called again", ", ".join(cured))
-            await self._tell(self.store.mark("restored", cured))
+            await self._share(self.store.mark("restored", cured))
         return failure
 
     def _is_cured(self, endpoint_id: str, certain: bool) -> bool:
-        """Whether to let calls through again. certain: the check was answered well."""
+        """Whether to let calls through again. certain: the check succeeded."""
         snapshot = self.fleet.snapshot
         view = snapshot.by_id.get(endpoint_id)
         if view is None or view.health.disabled is None or view.health.isolated is not None:
-            return False  # an operator's word stands
+            return False  # an operator's decision stands
         chance = snapshot.at - view.health.disabled_at >= CHANCE_S
         return chance or (certain and view.health.disabled.startswith(CURABLE))
 
-    async def _tell(self, change: Awaitable[None]) -> None:
+    async def _share(self, change: Awaitable[None]) -> None:
         with log_if_redis_is_away(logger.warning, "a health check's outcome can't be shared now"):
             await change

@@ -1,8 +1,8 @@
 """Settlements that could not be written, kept on disk until Redis is back.
 
-A provider's answer has been paid for. When Redis is away at that moment, the settlement goes to a file, and is
-sent when it can be, from this process or from the next one of its fleet that uses the same folder. The ledger takes a
-stale success as long as nobody else has settled the job, so nothing paid for is thrown away.
+A provider's answer has been paid for. When Redis is away at that moment, the settlement goes to a file. It is sent
+later, by this process or by another one of its fleet that uses the same folder. The ledger accepts a stale success as
+long as the job isn't settled otherwise, so nothing paid for is thrown away.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from turnout_workers.state.store import WorkersStore
 logger = logging.getLogger(__name__)
 
 EVERY_S = 1.0
-MISSHAPEN = (AttributeError, LookupError, TypeError, ValueError)
-"""What reading a file raises that is no settlement, or is of another release."""
+MALFORMED = (AttributeError, LookupError, TypeError, ValueError)
+"""Raised by reading a file that isn't a settlement, or comes from another release."""
 
 
 class Spool:
     """A folder of settlements, one file each."""
 
     def __init__(self, folder: Path, redis_url: str, namespace: str) -> None:
-        """redis_url, namespace: where this worker settles for all its life, whatever its configuration says later."""
+        """redis_url, namespace: where this worker settles all its life, whatever its configuration says later."""
         self._folder = folder
         self.fleet = f"{place(redis_url)} {namespace}"
-        """Whose settlements it keeps: several fleets may have one folder."""
+        """The fleet whose settlements it keeps: several may share a folder."""
 
     def trouble(self) -> OSError | None:
         """Why nothing can be kept in it, if so."""
@@ -51,7 +51,7 @@ class Spool:
         return None
 
     def keep(self, settlement: dict[str, Any]) -> Path:
-        """Write it so that it is there whole or not at all. Readable by this user only: it holds an answer."""
+        """Write it completely or not at all. Only this user can read it, because it holds an answer."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         name = uuid4().hex
         partial = self._folder / f"{name}.partial"
@@ -61,12 +61,12 @@ class Spool:
                 file.flush()
                 os.fsync(file.fileno())
             return partial.rename(self._folder / f"{name}.json")
-        except OSError:  # the disk is full, perhaps, and is not to be left so
+        except OSError:  # the disk may be full: don't leave half a file on it
             partial.unlink(missing_ok=True)
             raise
 
     def __iter__(self) -> Iterator[Path]:
-        """What is waiting. The caller drops a file when its settlement has been taken."""
+        """The waiting files. The caller drops a file once its settlement has been accepted."""
         return iter(sorted(self._folder.glob("*.json")))
 
     def read(self, path: Path) -> Any:
@@ -86,15 +86,15 @@ class Spool:
 
 @dataclass(frozen=True, slots=True)
 class SpoolDrain:
-    """Settles what a partition kept from being settled, in every worker."""
+    """Sends spooled settlements to the ledger, in every worker."""
 
     spool: Spool
     ledger: Ledger
     send: Coalescer
     store: WorkersStore
     current: CurrentConfig
-    _left: set[str] = field(default_factory=set, init=False)
-    """Those of other fleets, by name, that were told of."""
+    _logged: set[str] = field(default_factory=set, init=False)
+    """Names of other fleets' files that were logged."""
 
     async def settle_all(self) -> None:
         """Try each once."""
@@ -104,11 +104,11 @@ class SpoolDrain:
     async def _settle(self, path: Path) -> None:
         try:
             kept = self.spool.read(path)
-            # One without a name was kept by an earlier release.
-            if (whose := kept.get("fleet")) is not None and whose != self.spool.fleet:
-                if path.name not in self._left:
-                    self._left.add(path.name)
-                    logger.warning("spooled settlement %s is left to the fleet at %s", path.name, whose)
+            # An earlier release wrote no fleet.
+            if (fleet := kept.get("fleet")) is not None and fleet != self.spool.fleet:
+                if path.name not in self._logged:
+                    self._logged.add(path.name)
+                    logger.warning("spooled settlement %s is left to the fleet at %s", path.name, fleet)
                 return
             result = open_result(kept["result"], kept["job"], self.ledger.keyring)
             keep, token, batch = self.current.config.retention, kept["token"], kept["batch"]
@@ -120,15 +120,15 @@ class SpoolDrain:
         except OSError as error:
             logger.error("spooled settlement %s waits: %s", path.name, error)
             return
-        except (Unreadable, ResponseError, *MISSHAPEN) as error:
+        except (Unreadable, ResponseError, *MALFORMED) as error:
             if isinstance(error, Unreadable) and error.key is not None:
                 logger.error("spooled settlement %s waits for its key: %s", path.name, error)
                 return
-            logger.error("spooled settlement %s is refused, and put aside: %r", path.name, error)
+            logger.error("spooled settlement %s can't be used and is put aside: %r", path.name, error)
             self.spool.put_aside(path)
             return
         if result.succeeded and not (taken.accepted or taken.duplicate):
-            logger.error("spooled settlement %s is not taken (%s), and put aside", path.name, taken.outcome.value)
+            logger.error("spooled settlement %s is not accepted (%s) and is put aside", path.name, taken.outcome.value)
             self.spool.put_aside(path)
         elif self.spool.drop(path):
             if taken.duplicate and result.cost_microusd:
