@@ -26,16 +26,16 @@ from tests.contracts.responses import Heard, said
 
 from turnout.request import Capability, FinishReason, InferenceRequest
 from turnout_workers.providers import Http, ProviderConfig, Secret, build
-from turnout_workers.providers.anthropic import JSON_ALONE
+from turnout_workers.providers.anthropic import JSON_ONLY
 from turnout_workers.providers.base import CallOutcome, Timeouts
-from turnout_workers.providers.body import MOST_ITEMS, MOST_PARTS, parsed, server_sent
+from turnout_workers.providers.body import MAX_COMMAS, MAX_PARTS, parse_json, sse_data
 from turnout_workers.providers.conformance import Reply, always, serving, silent
 from turnout_workers.providers.dialects import DIALECTS
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.providers.http import MAX_BODY
 from turnout_workers.providers.openai import OpenAIConnector
-from turnout_workers.providers.scrub import contents
-from turnout_workers.providers.wire import MOST_CALLS, RequestDraft
+from turnout_workers.providers.scrub import prompt_texts
+from turnout_workers.providers.wire import MAX_TOOL_CALLS, RequestDraft
 from turnout_workers.routing.failure import Billed, FailureKind
 from turnout_workers.routing.fleet import Endpoint, Price
 from turnout_workers.routing.profile import estimate_input_tokens
@@ -356,7 +356,7 @@ async def test_a_format_has_its_usual_version_under_another_formats_preset(http:
 async def test_claude_which_has_no_json_mode_is_asked_for_json_in_words(before: list[Any], http: Http) -> None:
     asked = {"messages": [*before, {"role": "user", "content": "?"}], "response_format": {"type": "json_object"}}
     _, body, warnings = await sent(config("anthropic", ""), {**asked, "on_unsupported": "fail"}, http)
-    assert body["system"] == "\n\n".join([*(message["content"] for message in before), JSON_ALONE])
+    assert body["system"] == "\n\n".join([*(message["content"] for message in before), JSON_ONLY])
     assert ("output_config" in body, warnings) == (False, ())
 
 
@@ -454,7 +454,7 @@ async def test_deepseek_gets_what_it_thought_before_it_called_a_tool_back_and_no
         assert "I must look." not in json.dumps((await sent(config(kind, ""), asked, http))[1])
     request = InferenceRequest.model_validate(asked)
     assert "I must look." not in f"{response!r}{request!r}{request.messages!r}"
-    assert "I must look." in contents(request), "which no error may repeat"
+    assert "I must look." in prompt_texts(request), "which no error may repeat"
     bare = [asked["messages"][0], {**given, "reasoning_content": None}, asked["messages"][2]]
     without = InferenceRequest.model_validate({"messages": bare})
     assert estimate_input_tokens(request) > estimate_input_tokens(without), "it is paid for"
@@ -1072,10 +1072,10 @@ async def test_no_long_error_in_a_200_holds_up_the_other_calls(error: dict[str, 
     assert (told.failure.kind, told.failure.retry_after_s) == (K.SERVER_ERROR, None)
 
 
-@pytest.mark.parametrize(("part", "most"), [(b"[],", MOST_PARTS), (b'{"a":1},', MOST_PARTS // 2), (b"1,", MOST_ITEMS)])
+@pytest.mark.parametrize(("part", "most"), [(b"[],", MAX_PARTS), (b'{"a":1},', MAX_PARTS // 2), (b"1,", MAX_COMMAS)])
 def test_json_of_too_many_parts_is_none(part: bytes, most: int) -> None:
-    assert parsed(b"[" + part * (most - 1) + b"0]") is not None
-    assert parsed(b"[" + part * (most + 1) + b"0]") is None
+    assert parse_json(b"[" + part * (most - 1) + b"0]") is not None
+    assert parse_json(b"[" + part * (most + 1) + b"0]") is None
 
 
 def test_no_embeddings_that_fit_into_an_answer_have_too_many_parts() -> None:
@@ -1083,7 +1083,7 @@ def test_no_embeddings_that_fit_into_an_answer_have_too_many_parts() -> None:
     rows = MAX_BODY // (len(row) + 30)
     body = b'{"data":[' + b",".join([b'{"index":0,"embedding":[' + row + b"]}"] * rows) + b"]}"
     assert MAX_BODY * 0.99 < len(body) < MAX_BODY
-    assert parsed(body) is not None
+    assert parse_json(body) is not None
 
 
 CALLS: dict[str, Callable[[int], Any]] = {
@@ -1104,9 +1104,9 @@ async def test_an_answer_with_a_thousand_calls_of_tools_is_an_answer_and_one_wit
             outcome = await asked(http, name, url)
         return len(outcome.response.tool_calls)
 
-    assert await calls(MOST_CALLS) == MOST_CALLS
+    assert await calls(MAX_TOOL_CALLS) == MAX_TOOL_CALLS
     with pytest.raises(ProviderError, match="more than 1000 calls"):
-        await calls(MOST_CALLS + 1)
+        await calls(MAX_TOOL_CALLS + 1)
 
 
 async def test_a_line_without_end_is_read_in_linear_time(http: Http) -> None:
@@ -1118,7 +1118,7 @@ async def test_a_line_without_end_is_read_in_linear_time(http: Http) -> None:
 
     async def took_s(size: int) -> float:
         started = time.process_time()
-        assert [event async for event in server_sent(pieces(size))] == []
+        assert [event async for event in sse_data(pieces(size))] == []
         return time.process_time() - started
 
     await took_s(100)
@@ -1231,7 +1231,7 @@ async def test_a_mark_of_the_byte_order_may_come_in_pieces() -> None:
         for piece in (b"\xef", b"\xbb", b"\xbfda", b"ta: {}\n", b"\n"):
             yield piece
 
-    assert [event async for event in server_sent(pieces())] == [b"{}"]
+    assert [event async for event in sse_data(pieces())] == [b"{}"]
 
 
 @pytest.mark.parametrize(
@@ -1263,7 +1263,7 @@ async def test_a_stream_that_ends_too_early_and_lingers_is_not_said_to_have_take
 async def test_a_connection_serves_the_next_call_if_the_stream_ends_soon_after_its_last_event(
     ends: bool, opened: int, http: Http, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("turnout_workers.providers.http.END_S", 20.0 if ends else 0.1)
+    monkeypatch.setattr("turnout_workers.providers.http.STREAM_END_S", 20.0 if ends else 0.1)
     heard, connections = asyncio.Event(), 0
 
     async def hear(_: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from turnout.messages import ResponseFormat
-from turnout_workers.providers.claude_schema import closed
+from turnout_workers.providers.claude_schema import closed_schema
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import FailureKind
 
@@ -64,7 +64,7 @@ def test_of_an_ordinary_model_nothing_is_left_that_claude_refuses() -> None:
     schema = ResponseFormat.of(Ticket).json_schema
     before = copy.deepcopy(schema)
     assert len(set(refusals(schema))) >= 9
-    sent = closed(schema)
+    sent = closed_schema(schema)
     assert list(refusals(sent)) == []
     assert schema == before, "by which the answer is checked"
     fields = sent["properties"]
@@ -89,12 +89,12 @@ def test_of_an_ordinary_model_nothing_is_left_that_claude_refuses() -> None:
 def test_an_object_that_names_no_fields_is_left_to_other_providers(field: dict[str, Any]) -> None:
     """Closed, it would be an empty one: an answer that fits, and says nothing."""
     with pytest.raises(ProviderError, match="an object that names no fields") as error:
-        closed({"type": "object", "properties": {"counts": field}})
+        closed_schema({"type": "object", "properties": {"counts": field}})
     assert error.value.failure.kind is FailureKind.UNSUPPORTED
 
 
 def test_an_object_without_fields_is_one() -> None:
-    assert closed({"type": "object", "properties": {}})["additionalProperties"] is False
+    assert closed_schema({"type": "object", "properties": {}})["additionalProperties"] is False
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_an_object_in_several_parts_is_left_to_other_providers(schema: dict[str,
     """Each of them closed, no answer would fit all."""
     base = {"type": "object", "properties": {"a": {"type": "string"}}}
     with pytest.raises(ProviderError, match="an object in several parts"):
-        closed({"$defs": {"base": base}, **schema})
+        closed_schema({"$defs": {"base": base}, **schema})
 
 
 @pytest.mark.parametrize(
@@ -124,20 +124,20 @@ def test_an_object_in_several_parts_is_left_to_other_providers(schema: dict[str,
     ids=str,
 )
 def test_parts_of_which_one_alone_is_an_object_contradict_nothing(schema: dict[str, Any]) -> None:
-    assert closed(schema).keys() <= {*schema, "additionalProperties", "description"}
+    assert closed_schema(schema).keys() <= {*schema, "additionalProperties", "description"}
 
 
 def test_one_of_two_choices_is_told_in_words() -> None:
-    sent = closed({"anyOf": [{"type": "string"}], "oneOf": [{"type": "string"}]})
+    sent = closed_schema({"anyOf": [{"type": "string"}], "oneOf": [{"type": "string"}]})
     assert sent == {"anyOf": [{"type": "string"}], "description": '{"oneOf": [{"type": "string"}]}'}
 
 
 def test_an_object_is_known_by_its_fields_where_no_type_is_given() -> None:
-    assert closed({"properties": {"a": {"type": "string"}}})["additionalProperties"] is False
+    assert closed_schema({"properties": {"a": {"type": "string"}}})["additionalProperties"] is False
 
 
 @pytest.mark.parametrize(
     "schema", [True, {"properties": 7}, {"anyOf": 7}, {"allOf": 7}, {"format": []}, {"type": 7}], ids=str
 )
 def test_what_is_no_schema_is_left_for_claude_to_refuse(schema: Any) -> None:
-    closed(schema)
+    closed_schema(schema)

@@ -24,7 +24,7 @@ from turnout_workers.providers.dialects import DIALECTS
 from turnout_workers.providers.errors import ProviderError, request_id
 from turnout_workers.providers.prices import cost_microusd, list_price, period
 from turnout_workers.providers.retry_after import observed_limits, retry_after_s, seconds
-from turnout_workers.providers.scrub import PIECE, scrubbed
+from turnout_workers.providers.scrub import PIECE_LENGTH, scrubbed
 from turnout_workers.providers.wire import filtered, parsed_or_malformed
 from turnout_workers.routing.eligibility import upper_cost_microusd
 from turnout_workers.routing.failure import FailureKind
@@ -85,7 +85,7 @@ def test_what_looks_like_a_key_is_not_repeated_and_a_message_is_bounded() -> Non
 @given(st.text("ab", max_size=200), st.text("ab", max_size=200))
 def test_no_long_piece_of_a_prompt_is_repeated(prompt: str, around: str) -> None:
     told = scrubbed(f"{around}{prompt[5:]}{around}", (prompt,))
-    assert not any(prompt[at : at + 2 * PIECE] in told for at in range(len(prompt) - 2 * PIECE + 1))
+    assert not any(prompt[at : at + 2 * PIECE_LENGTH] in told for at in range(len(prompt) - 2 * PIECE_LENGTH + 1))
 
 
 WORDS = 'Für "alle" Fälle:\n\tC:\\neu & <b>你好</b> 😀, and that at some length'

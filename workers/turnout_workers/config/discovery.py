@@ -16,7 +16,7 @@ from turnout_workers.providers.dialects import DIALECTS
 
 Tables = dict[str, Any]
 
-MOST_BYTES = 8_000_000
+MAX_BYTES = 8_000_000
 """Of a server's list of models."""
 _DIRECT = build_opener(ProxyHandler({}))
 _LOCAL = {name: DIALECTS[name].base_url for name in ("ollama", "vllm", "llamacpp")}
@@ -58,6 +58,6 @@ def _models(base_url: str, timeout_s: float) -> list[str]:
     """None where there is no server, or another one than we mean."""
     try:
         with _DIRECT.open(f"{base_url}/models", timeout=timeout_s) as reply:
-            return [str(model["id"]) for model in json.loads(reply.read(MOST_BYTES))["data"]]
+            return [str(model["id"]) for model in json.loads(reply.read(MAX_BYTES))["data"]]
     except (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError):
         return []

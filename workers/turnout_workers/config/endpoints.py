@@ -98,7 +98,7 @@ def _endpoint(
 def _unlisted(ours: str, served: str, preset: Dialect) -> catalogue.Model:
     """A model that is in no catalogue: what its name tells, and the price list."""
     names, listed_as = preset.names_by_trust(served, ours), preset.price_id
-    able = next(filter(None, map(catalogue.likely, names)), frozenset[Capability]())
+    able = next(filter(None, map(catalogue.likely_capabilities, names)), frozenset[Capability]())
     contexts = (list_context_tokens(listed_as, name) for name in names) if listed_as else ()
     return catalogue.Model(ours, next(filter(None, contexts), None), None, able, None, names={})
 

@@ -11,7 +11,7 @@ from multidict import istr
 from turnout.messages import ImagePart, Message, TextPart
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.account import ProviderConfig
-from turnout_workers.providers.claude_schema import closed
+from turnout_workers.providers.claude_schema import closed_schema
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.dialects import DIALECTS
 from turnout_workers.providers.errors import ProviderError
@@ -41,11 +41,11 @@ VERSION = "2023-06-01"
 """Of the API, if the configuration names no other."""
 DEFAULT_MAX_TOKENS = 4096
 """The format demands a limit; this is ours where neither the job sets one nor the model's own is known."""
-HOTTEST = 1.0
+MAX_TEMPERATURE = 1.0
 """Highest temperature that it takes, which is also its default: a higher one is left out."""
 US_SURCHARGE = 1.1
 """By what all prices are multiplied where a call must be, and was, served in the US."""
-JSON_ALONE = "Answer with one JSON object and nothing else: no other word, no code fence."
+JSON_ONLY = "Answer with one JSON object and nothing else: no other word, no code fence."
 """Said to the model, for the format has no mode of its own for that."""
 CALL_ID = re.compile("[a-zA-Z0-9_-]+")
 """Of a tool's call. Kimi's, for one, look otherwise: `functions.weather:0`."""
@@ -79,11 +79,13 @@ class AnthropicConnector(Connector):
         body: dict[str, Any] = {"model": endpoint.served_model, "max_tokens": limit, "messages": messages}
         wanted = request.response_format
         if wanted.type == "json_object":
-            told = f"{told}\n\n{JSON_ALONE}".strip()
+            told = f"{told}\n\n{JSON_ONLY}".strip()
         if told:
             body["system"] = told
         if request.temperature is not None:
-            named = "temperature" if request.temperature <= HOTTEST else f"a temperature above {HOTTEST:g}"
+            named = (
+                "temperature" if request.temperature <= MAX_TEMPERATURE else f"a temperature above {MAX_TEMPERATURE:g}"
+            )
             if draft.supports(named):
                 body["temperature"] = request.temperature
         # Claude 4.1 and later refuse both together.
@@ -107,7 +109,7 @@ class AnthropicConnector(Connector):
             body["tool_choice"] = {"type": mode} if mode else {"type": "tool", "name": choice}
         output: dict[str, Any] = {}
         if wanted.type == "json_schema" and draft.supports("json_schema"):
-            output["format"] = {"type": "json_schema", "schema": closed(wanted.described_schema)}
+            output["format"] = {"type": "json_schema", "schema": closed_schema(wanted.described_schema)}
         effort = draft.value("reasoning_effort")
         if effort == "none" and ALWAYS_THINKING.search(endpoint.served_model):
             output["effort"] = "low"

@@ -15,16 +15,16 @@ DONE = b"[DONE]"
 """The data of the last event, in OpenAI's format."""
 BOM = b"\xef\xbb\xbf"
 """Which a text in UTF-8 may begin with."""
-MOST_PARTS = 500_000
+MAX_PARTS = 500_000
 """Most lists, objects and fields of one JSON text. A chat answer has some ten, and one per token or so if it is JSON
 itself; 30 MB of `[],` would be a gigabyte of them, and hold up all calls."""
-MOST_ITEMS = 4_000_000
+MAX_COMMAS = 4_000_000
 """Most commas, for the same reason. Embeddings have one per number, of which 32 MB hold 3 million of ten digits."""
-MOST_LINES = 1_000_000
+MAX_LINES = 1_000_000
 """Most lines of one stream: the longest answers have some 100,000 tokens, and each at most three lines."""
 
 
-async def server_sent(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def sse_data(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The data of each server-sent event. Raises ProviderError if it has more lines than any answer."""
     begun: list[bytes] = []  # pieces of a line, joined once at its end: there may be thousands
     data: list[bytes] = []
@@ -32,8 +32,8 @@ async def server_sent(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     async for chunk in chunks:
         *ended, rest = chunk.split(b"\n")
         lines += len(ended)
-        if lines > MOST_LINES:
-            raise malformed(f"more than {MOST_LINES:,} lines")
+        if lines > MAX_LINES:
+            raise malformed(f"more than {MAX_LINES:,} lines")
         for line in ended:
             line = b"".join([*begun, line]).rstrip(b"\r").removeprefix(BOM)
             begun.clear()
@@ -46,14 +46,16 @@ async def server_sent(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         begun.append(rest)
     if (line := b"".join(begun).removeprefix(BOM)).startswith(b"data:"):
         data.append(line[5:].strip())
-    if data and isinstance(parsed(event := b"\n".join(data).strip()), dict):  # else it was cut off, or is the final one
+    if data and isinstance(
+        parse_json(event := b"\n".join(data).strip()), dict
+    ):  # else it was cut off, or is the final one
         yield event
 
 
-def unpacked(raw: bytes, most: int) -> bytes:
+def gunzipped(raw: bytes, most: int) -> bytes:
     """What is in a body of gzip: some servers send it, asked for it or not. Nothing of one that is broken.
 
-    most: bytes that are unpacked. 64 KB of gzip can be 67 MB.
+    most: bytes of the result. 64 KB of gzip can be 67 MB.
     """
     try:
         return zlib.decompressobj(wbits=31).decompress(raw, most)
@@ -61,10 +63,10 @@ def unpacked(raw: bytes, most: int) -> bytes:
         return b""
 
 
-def parsed(raw: bytes) -> Any:
+def parse_json(raw: bytes) -> Any:
     """The value of a JSON text; None: no JSON, no UTF-8, nested too deep, of too many parts, or with a number of
     thousands of digits."""
-    if len(raw) > MOST_PARTS and _has_too_many_parts(raw):
+    if len(raw) > MAX_PARTS and _has_too_many_parts(raw):
         return None
     try:
         return from_json(raw, cache_strings="keys")  # other strings are of this answer alone
@@ -79,14 +81,14 @@ def at(value: Any, *path: str) -> Any:
     return value
 
 
-def items(value: Any, *path: str) -> list[Any]:
+def list_at(value: Any, *path: str) -> list[Any]:
     """The list that is there; an empty one: none is."""
     found = at(value, *path)
     return found if isinstance(found, list) else []
 
 
 def _has_too_many_parts(raw: bytes) -> bool:
-    return sum(map(raw.count, (b"[", b"{", b":"))) > MOST_PARTS or raw.count(b",") > MOST_ITEMS
+    return sum(map(raw.count, (b"[", b"{", b":"))) > MAX_PARTS or raw.count(b",") > MAX_COMMAS
 
 
 def _parsed_once_more(raw: bytes) -> Any:

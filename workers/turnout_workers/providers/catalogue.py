@@ -156,7 +156,7 @@ FAMILIES: tuple[tuple[re.Pattern[str], frozenset[Capability]], ...] = tuple(
 and goes elsewhere, while without one no job with tools would ever be sent."""
 
 
-def likely(name: str) -> frozenset[Capability]:
+def likely_capabilities(name: str) -> frozenset[Capability]:
     """What a model can probably do, judging by its name; empty if the name says nothing."""
     return next((capabilities for names, capabilities in FAMILIES if names.search(name)), frozenset())
 

@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 
 from turnout.request import OPENAI_FIELDS
-from turnout_workers.providers.body import at, items
+from turnout_workers.providers.body import at, list_at
 from turnout_workers.providers.errors import MAX_ERROR, request_id
 from turnout_workers.providers.scrub import scrubbed
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
@@ -204,7 +204,7 @@ def _envelope(body: Any) -> tuple[str, str, str, str]:
         error = {**body, "message": error if isinstance(error, str) else body.get("message")}
     word = error.get("status") if isinstance(error.get("status"), str) else error.get("type")
     code = at(error, "details", "error_code") or error.get("code")
-    for detail in items(error, "details"):
+    for detail in list_at(error, "details"):
         code = at(detail, "reason") or code
     if inner := at(error, "innererror", "code") or at(error, "inner_error", "code"):
         code = f"{code} {inner}"

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from turnout.messages import SCHEMAS_BY_NAME, is_object
 from turnout_workers.providers.errors import ProviderError
 
-REFUSED = frozenset(
+UNSUPPORTED = frozenset(
     {
         "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "pattern",
         "maxItems", "uniqueItems", "prefixItems", "contains", "minContains", "maxContains",
@@ -26,11 +26,11 @@ REFUSED = frozenset(
 FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid")
 
 
-def closed(schema: Any) -> Any:
+def closed_schema(schema: Any) -> Any:
     """The schema as Claude takes it. Raises ProviderError on what, closed, would mean something else: an open object
     that names no fields would be an empty one, and one that several parts describe would fit none of them."""
     if isinstance(schema, list):
-        return [closed(one) for one in schema]
+        return [closed_schema(one) for one in schema]
     if not isinstance(schema, dict):
         return schema
     several = [part for part in _parts(schema, "allOf") if _may_be_object(part)]
@@ -43,9 +43,9 @@ def closed(schema: Any) -> Any:
         if not _takes(name, value) or (name == "oneOf" and "anyOf" in schema):
             told[name] = value
         elif name in SCHEMAS_BY_NAME and isinstance(value, dict):
-            taken[name] = {inner: closed(one) for inner, one in value.items()}
+            taken[name] = {inner: closed_schema(one) for inner, one in value.items()}
         elif name in ("items", "anyOf", "allOf", "oneOf"):
-            taken["anyOf" if name == "oneOf" else name] = closed(value)
+            taken["anyOf" if name == "oneOf" else name] = closed_schema(value)
         else:
             taken[name] = value
     if is_object(schema) or "properties" in schema:
@@ -75,4 +75,4 @@ def _takes(keyword: str, value: Any) -> bool:
         return value in FORMATS
     if keyword == "minItems":
         return value in (0, 1)
-    return keyword not in REFUSED
+    return keyword not in UNSUPPORTED

@@ -25,10 +25,10 @@ from turnout_workers.providers.account import ProviderConfig
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, OnToken, Timeouts, current_job
 from turnout_workers.providers.dialects import DIALECTS, GENERIC, Dialect
 from turnout_workers.providers.errors import ProviderError, broken, malformed, request_id
-from turnout_workers.providers.http import Exchange, Http, Outgoing, address
+from turnout_workers.providers.http import Http, HttpExchange, HttpRequest, url_of
 from turnout_workers.providers.prices import call_cost_microusd
 from turnout_workers.providers.retry_after import observed_limits
-from turnout_workers.providers.scrub import contents
+from turnout_workers.providers.scrub import prompt_texts
 from turnout_workers.providers.wire import Answer, RequestDraft, StreamCollector, failure_of, parsed_or_malformed
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Endpoint
@@ -79,7 +79,9 @@ class Connector(CloudProviderBase):
             key = config.api_key.reveal()
             keys += (key,)
             self._headers[istr(self.dialect.auth_header)] = f"{self.dialect.auth_prefix}{key}"
-        self._outgoing = partial(Outgoing, keys=keys, limit_headers=self.dialect.limit_headers, proxy=config.proxy)
+        self._new_request = partial(
+            HttpRequest, keys=keys, limit_headers=self.dialect.limit_headers, proxy=config.proxy
+        )
 
     # --- for a wire format to write ---
 
@@ -118,9 +120,9 @@ class Connector(CloudProviderBase):
             draft = RequestDraft(request, self.name, self._parameters[asked])
             streams = on_token is not None and not request.is_embedding and draft.supports("stream")
             collector = self.stream_collector() if streams else None
-            out = self._asking(endpoint, draft, timeouts, collector is not None)
+            out = self._http_request(endpoint, draft, timeouts, collector is not None)
             try:
-                reply = await self._reply(out, collector, on_token)
+                reply = await self._send(out, collector, on_token)
                 break
             except ProviderError as error:
                 name = error.failure.parameter
@@ -145,10 +147,10 @@ class Connector(CloudProviderBase):
         return headers | tracing.headers() if self.config.traceparent else headers
 
     async def check_health(self) -> None:
-        url = address(self.config.base_url, self.health_path)
-        await self._reply(self._outgoing(url, self._headers, None, HEALTH_TIMEOUTS))
+        url = url_of(self.config.base_url, self.health_path)
+        await self._send(self._new_request(url, self._headers, None, HEALTH_TIMEOUTS))
 
-    def _asking(self, endpoint: Endpoint, draft: RequestDraft, timeouts: Timeouts, stream: bool) -> Outgoing:
+    def _http_request(self, endpoint: Endpoint, draft: RequestDraft, timeouts: Timeouts, stream: bool) -> HttpRequest:
         """The request as it is sent: as bytes, so that what they were made from is not kept during the call."""
         request = draft.request
         try:
@@ -164,11 +166,11 @@ class Connector(CloudProviderBase):
             raise ProviderError(Failure(FailureKind.INVALID_REQUEST, why)) from None
         except Exception as error:  # over what this job asks, for nothing has left: the endpoint is none the worse
             raise ProviderError(broken("connector", endpoint.id, error, kind=FailureKind.INVALID_REQUEST)) from None
-        url, texts = address(self.config.base_url, path), tuple(contents(request))
-        return self._outgoing(url, self.headers(endpoint), content, timeouts, texts=texts)
+        url, texts = url_of(self.config.base_url, path), tuple(prompt_texts(request))
+        return self._new_request(url, self.headers(endpoint), content, timeouts, texts=texts)
 
-    async def _reply(
-        self, out: Outgoing, collector: StreamCollector | None = None, on_token: OnToken | None = None
+    async def _send(
+        self, out: HttpRequest, collector: StreamCollector | None = None, on_token: OnToken | None = None
     ) -> _Reply:
         """Send, and read it whole. A stream is gathered into the reply that the same call would have given without
         streaming. One that has said all, and leaves the connection open or breaks it off, has answered, too: the call
@@ -176,12 +178,12 @@ class Connector(CloudProviderBase):
         session, started = await self.http.session(), time.monotonic()
         first_token_s: float | None = None
         cut_off = ProviderError(Failure(FailureKind.INTERRUPTED, "the stream ended early", Billed.MAYBE))
-        exchange = Exchange(out)
+        exchange = HttpExchange(out)
         try:
             async with exchange:
-                await exchange.begin(session)
+                await exchange.start(session)
                 if collector is None or on_token is None or not exchange.is_stream:
-                    return _Reply(await exchange.whole(), exchange.headers, time.monotonic() - started)
+                    return _Reply(await exchange.read_json(), exchange.headers, time.monotonic() - started)
                 async for event in exchange.events():
                     if piece := parsed_or_malformed(collector.add, event):
                         if not isinstance(piece, str):
@@ -205,7 +207,7 @@ class Connector(CloudProviderBase):
             answered = math.ceil(sum(len(text.encode()) for text in answer.written) / 2)
             used = usage.model_copy(update={"output_tokens": answered, "source": "estimated"})
             draft.warnings.append("the provider reported no usage; it is estimated")
-        told_usd = _cost_usd(reply.headers) if answer.cost_usd is None else answer.cost_usd
+        reported_usd = _cost_usd(reply.headers) if answer.cost_usd is None else answer.cost_usd
         tier = answer.service_tier or reply.headers.get("x-gemini-service-tier")
         response = InferenceResponse(
             text=answer.text,
@@ -216,7 +218,7 @@ class Connector(CloudProviderBase):
             finish=answer.finish,
             finish_raw=answer.finish_raw,
             usage=used,
-            cost_microusd=call_cost_microusd(endpoint, self.dialect, used, told_usd, tier, answer.surcharge),
+            cost_microusd=call_cost_microusd(endpoint, self.dialect, used, reported_usd, tier, answer.surcharge),
             provider=self.name,
             model_requested=endpoint.model,
             model_served=answer.model or endpoint.served_model,

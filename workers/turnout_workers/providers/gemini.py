@@ -25,7 +25,7 @@ from turnout_workers.routing.fleet import Endpoint
 
 VERSION = "v1beta"
 """Of the API, if the configuration names no other."""
-MOST_TEXTS = 100
+MAX_TEXTS = 100
 """To embed in one call."""
 FILTERED = frozenset({"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"})
 FINISH = {
@@ -40,7 +40,7 @@ BUDGETED = re.compile(r"gemini-[12]\b")
 THINKING_LEVEL = {"none": "minimal", "xhigh": "high", "max": "high"}
 THINKING_TOKENS = {"none": 0, "minimal": 512, "low": 1024, "medium": 8192, "high": 24576}
 """What Google's own OpenAI-compatible layer maps the efforts to."""
-UNSIGNED = "skip_thought_signature_validator"
+NO_SIGNATURE = "skip_thought_signature_validator"
 """In place of the signature of a call that another model made, or that has lost it: later models demand one."""
 
 
@@ -54,9 +54,9 @@ class GeminiConnector(Connector):
     ) -> tuple[str, Any]:
         model = f"{self._version}/models/{endpoint.served_model}"
         if request.is_embedding:
-            if len(request.texts) > MOST_TEXTS:
+            if len(request.texts) > MAX_TEXTS:
                 raise ProviderError.unsupported(
-                    f"{self.name} embeds {MOST_TEXTS} texts at once, not {len(request.texts)}"
+                    f"{self.name} embeds {MAX_TEXTS} texts at once, not {len(request.texts)}"
                 )
             one = {"model": f"models/{endpoint.served_model}", **draft.values(dimensions="outputDimensionality")}
             asked = [{**one, "content": {"parts": [{"text": text}]}} for text in request.texts]
@@ -115,7 +115,7 @@ def _body(request: InferenceRequest, draft: RequestDraft, model: str) -> dict[st
 
 def _conversation(request: InferenceRequest, model: str) -> tuple[str, list[dict[str, Any]]]:
     """What the system says, and the turns. A function's result is named by the function, not by the call's id."""
-    signature = {} if BUDGETED.match(model) else {"thoughtSignature": UNSIGNED}
+    signature = {} if BUDGETED.match(model) else {"thoughtSignature": NO_SIGNATURE}
     names = {call.id: call.function.name for message in request.chat for call in message.tool_calls}
     told, turns = conversation(request, "model", partial(_parts, names, signature))
     return told, [{"role": role, "parts": parts} for role, parts in turns]

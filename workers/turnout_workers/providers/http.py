@@ -32,17 +32,17 @@ from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
 MAX_BODY = 32 * 1024 * 1024
 """Most bytes of one answer."""
-ERROR_S = 2.0
+ERROR_BODY_S = 2.0
 """For how many seconds an error response is read, at most."""
-END_S = 0.5
+STREAM_END_S = 0.5
 """How long the end of a stream may take after its last event."""
 _HEADERS = {hdrs.USER_AGENT: "turnout", hdrs.ACCEPT_ENCODING: "identity"}
 """Nothing compressed: answers are small, and 64 KB of gzip can hold 67 MB, unpacked while all other calls wait."""
-_OF_JSON: dict[str, str] = {hdrs.CONTENT_TYPE: "application/json"}
+_JSON_HEADERS: dict[str, str] = {hdrs.CONTENT_TYPE: "application/json"}
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
+class HttpRequest:
     """One request, and what is needed to read its response."""
 
     url: URL
@@ -84,7 +84,7 @@ class Http:
         return self._session
 
 
-class Exchange:
+class HttpExchange:
     """A request and its response, which is read whole, or as server-sent events. Whatever fails of it is raised as a
     ProviderError; what else is raised in its block passes unchanged. A class rather than a generator, for thousands
     wait at a time.
@@ -97,16 +97,16 @@ class Exchange:
         "_deadline",
         "_due_at",
         "_ends_at",
+        "_gzipped",
         "_idle_s",
         "_now",
         "_out",
-        "_packed",
         "_response",
         "_size",
         "headers",
     )
 
-    def __init__(self, out: Outgoing) -> None:
+    def __init__(self, out: HttpRequest) -> None:
         self._out = out
         self._now = asyncio.get_running_loop().time
         self._due_at = self._ends_at = self._now() + out.timeouts.total_s
@@ -129,15 +129,15 @@ class Exchange:
         try:
             await self._deadline.__aexit__(kind, error, trace)
         except TimeoutError:
-            raise ProviderError(Failure(FailureKind.TIMED_OUT, self._late(), Billed.MAYBE)) from None
+            raise ProviderError(Failure(FailureKind.TIMED_OUT, self._timeout_message(), Billed.MAYBE)) from None
 
-    def _late(self) -> str:
+    def _timeout_message(self) -> str:
         if self._response is None:
             return "no first byte in time"
         total = self._now() >= self._due_at
         return f"no whole answer in {self._out.timeouts.total_s:g} s" if total else "no rest of the answer in time"
 
-    async def begin(self, session: aiohttp.ClientSession) -> None:
+    async def start(self, session: aiohttp.ClientSession) -> None:
         """Send it, and take a 200 as the response; any other is raised."""
         try:
             response = self._response = await _send(session, self._out)
@@ -145,12 +145,12 @@ class Exchange:
             raise self._failed(error) from None  # it quotes what came, perhaps the key or the prompt
         self.headers = {name.lower(): value for name, value in response.headers.items()}
         packing = self.headers.get("content-encoding", "").lower()
-        self._packed = packing in ("gzip", "x-gzip")
+        self._gzipped = packing in ("gzip", "x-gzip")
         if response.status != 200:
             self._deadline.reschedule(None)  # what is read of it has its own
-            raise self._classified(response.status, await _error_body(response, self._out.timeouts, self._packed))
+            raise self._classified(response.status, await _error_body(response, self._out.timeouts, self._gzipped))
         self._deadline.reschedule(self._ends_at)
-        if packing not in ("", "identity") and (not self._packed or self.is_stream):
+        if packing not in ("", "identity") and (not self._gzipped or self.is_stream):
             raise malformed(f"an answer in {packing}, which we did not ask for", self.headers)
 
     @property
@@ -158,10 +158,10 @@ class Exchange:
         """Whether the response is one of server-sent events: some servers answer in one piece, whatever was asked."""
         return "text/event-stream" in self.headers.get("content-type", "").lower()
 
-    async def whole(self) -> dict[str, Any] | list[Any]:
+    async def read_json(self) -> dict[str, Any] | list[Any]:
         """The body, read to its end. Raises ProviderError for anything but a JSON object or list."""
         raw = b"".join([piece async for piece in self])
-        told = body.parsed(body.unpacked(raw, MAX_BODY) if self._packed else raw)
+        told = body.parse_json(body.gunzipped(raw, MAX_BODY) if self._gzipped else raw)
         self._raise_if_error(told)
         if not isinstance(told, dict | list):
             raise malformed("a 200 that is no JSON", self.headers)
@@ -170,11 +170,11 @@ class Exchange:
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Each event's data. Whether the stream was complete is for the wire format to say."""
         begun = False
-        async for data in body.server_sent(self):
+        async for data in body.sse_data(self):
             if data.startswith(body.DONE):
                 self._end_soon()
                 continue
-            event = body.parsed(data)
+            event = body.parse_json(data)
             self._raise_if_error(event, begun)
             if not isinstance(event, dict):
                 raise malformed("an event that is no JSON object", self.headers)
@@ -185,7 +185,7 @@ class Exchange:
 
     def _end_soon(self) -> None:
         """All has been said: the end of the body, when another call can have the connection, is due."""
-        self._ends_at = min(self._ends_at, self._now() + END_S)
+        self._ends_at = min(self._ends_at, self._now() + STREAM_END_S)
 
     def __aiter__(self) -> Self:
         return self
@@ -234,7 +234,7 @@ class Exchange:
 def _error_in(told: Any) -> dict[str, Any] | None:
     """The object in the body of a 200 that has an error: the body itself, or its choice, as OpenRouter tells of the
     provider behind it, perhaps beside what that one had said until then."""
-    for one in (told, *body.items(told, "choices")[:1]):
+    for one in (told, *body.list_at(told, "choices")[:1]):
         if isinstance(one, dict) and (one.get("error") or one.get("object") == "error"):
             return one
     return None
@@ -266,15 +266,15 @@ def _session() -> aiohttp.ClientSession:
     )
 
 
-async def _send(session: aiohttp.ClientSession, out: Outgoing) -> aiohttp.ClientResponse:
+async def _send(session: aiohttp.ClientSession, out: HttpRequest) -> aiohttp.ClientResponse:
     return await session.request(
         "GET" if out.content is None else "POST",
         out.url,
         data=out.content,
-        headers=out.headers if out.content is None else {**_OF_JSON, **out.headers},
+        headers=out.headers if out.content is None else {**_JSON_HEADERS, **out.headers},
         allow_redirects=False,
-        timeout=_connecting(_connect_s(out.timeouts)),
-        **(_through(out.proxy) if out.proxy else {}),
+        timeout=_connect_timeout(_connect_s(out.timeouts)),
+        **(_proxy_options(out.proxy) if out.proxy else {}),
     )
 
 
@@ -288,13 +288,13 @@ def _socket(address: tuple[Any, ...]) -> socket.socket:
 
 
 @cache
-def address(base_url: str, path: str) -> URL:
+def url_of(base_url: str, path: str) -> URL:
     """Cached, for a provider has few of them."""
     return URL(f"{base_url}{path}")
 
 
 @cache
-def _through(proxy: str) -> dict[str, Any]:
+def _proxy_options(proxy: str) -> dict[str, Any]:
     """aiohttp's options for a proxy, with its password apart from its address, which error messages quote.
 
     aiohttp sends this Authorization as Proxy-Authorization, in the request that the proxy reads: CONNECT for https,
@@ -313,21 +313,21 @@ def _connect_s(timeouts: Timeouts) -> float:
 
 
 @lru_cache
-def _connecting(connect_s: float) -> aiohttp.ClientTimeout:
+def _connect_timeout(connect_s: float) -> aiohttp.ClientTimeout:
     """The only deadline that is left to aiohttp: for connecting, before anything is sent."""
     return aiohttp.ClientTimeout(total=None, connect=connect_s)
 
 
-async def _error_body(response: aiohttp.ClientResponse, timeouts: Timeouts, packed: bool) -> Any:
+async def _error_body(response: aiohttp.ClientResponse, timeouts: Timeouts, gzipped: bool) -> Any:
     """The body of an error response, as far as it comes soon: its status alone says enough."""
     raw = b""
     with suppress(Exception):
-        async with asyncio.timeout(min(timeouts.idle_s, ERROR_S)):
+        async with asyncio.timeout(min(timeouts.idle_s, ERROR_BODY_S)):
             while len(raw) < MAX_ERROR and (piece := await response.content.read(MAX_ERROR - len(raw))):
                 raw += piece
-    if packed:
-        raw = body.unpacked(raw, MAX_ERROR)
-    told = body.parsed(raw)
+    if gzipped:
+        raw = body.gunzipped(raw, MAX_ERROR)
+    told = body.parse_json(raw)
     if isinstance(told, list) and len(told) == 1:
         return told[0]  # Gemini's, sometimes
     return raw.decode("utf-8", "replace") if told is None else told

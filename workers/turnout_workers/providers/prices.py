@@ -19,7 +19,7 @@ from turnout_workers.routing.fleet import OPERATOR, Endpoint, Price
 if TYPE_CHECKING:
     from genai_prices.types import PriceCalculation
 
-MOST_USD = 1e6
+MAX_CALL_USD = 1e6
 """The most that one call can cost; a provider that reports more is not believed."""
 PERIOD_S = 900
 """Prices by the time of day begin and end on a quarter of an hour."""
@@ -29,7 +29,7 @@ def call_cost_microusd(
     endpoint: Endpoint,
     preset: Dialect,
     usage: Usage,
-    told_usd: float | None,
+    reported_usd: float | None,
     tier: str | None,
     surcharge: float = 1.0,
 ) -> int | None:
@@ -39,8 +39,12 @@ def call_cost_microusd(
     another list price than the one that was asked for. surcharge: by what list prices are multiplied. An operator's own
     price has all of that in it.
     """
-    if isinstance(told_usd, int | float) and not isinstance(told_usd, bool) and 0 <= told_usd < MOST_USD:
-        return math.ceil(told_usd * 1e6 - 1e-9)
+    if (
+        isinstance(reported_usd, int | float)
+        and not isinstance(reported_usd, bool)
+        and 0 <= reported_usd < MAX_CALL_USD
+    ):
+        return math.ceil(reported_usd * 1e6 - 1e-9)
     price = endpoint.price
     if price is None:
         return None

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from turnout_workers.providers.body import at, items
+from turnout_workers.providers.body import at, list_at
 from turnout_workers.providers.errors import MAX_ERROR
 from turnout_workers.state.store import ObservedLimit
 
 _UNIT_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|d|h|m|s)")
 _DURATIONS = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|us|µs|ns|d|h|m|s))++")  # or a long one takes gigabytes to be read
-_SAID = re.compile(
+_WAIT_IN_WORDS = re.compile(
     rf"(?:try again in|retry after) (?:({_DURATIONS.pattern})\b"
     r"|(\d+(?:\.\d+)?)(?: ?(sec(?:ond)?|min(?:ute)?|hour|day)s?\b|(?![ .]?\w)))",
     re.IGNORECASE,
@@ -24,11 +24,11 @@ _SAID = re.compile(
 """A number alone is seconds; before a unit that we don't know it is nothing."""
 _QUOTAS = {"InputTokens": "input_tokens_per_minute", "Requests": "requests_per_minute"}
 """What the names of Gemini's quotas mean, as in `GenerateRequestsPerMinutePerProjectPerModel-FreeTier`."""
-LONGEST_S = 30 * 86400.0
+MAX_WAIT_S = 30 * 86400.0
 """A longer wait is a mistake, theirs or ours."""
-LONGEST_TEXT = 100
+MAX_TEXT_LENGTH = 100
 """A longer one tells no time."""
-LARGEST = 1e12
+MAX_LIMIT = 1e12
 """A limit above this is taken for none."""
 
 
@@ -37,8 +37,8 @@ def seconds(text: str | None, now: float) -> float | None:
 
     None if it can't be read.
     """
-    found = _seconds(text.strip(), now) if text and len(text) <= LONGEST_TEXT else None
-    return None if found is None else min(max(0.0, found), LONGEST_S)
+    found = _seconds(text.strip(), now) if text and len(text) <= MAX_TEXT_LENGTH else None
+    return None if found is None else min(max(0.0, found), MAX_WAIT_S)
 
 
 def _seconds(text: str, now: float) -> float | None:
@@ -73,7 +73,7 @@ def retry_after_s(
     """How long the provider asks to wait, by `retry-after-ms`, `retry-after`, Gemini's RetryInfo, OpenRouter's reset,
     the resets of those of its limits of which nothing remains, else by its words ("try again in 7m12s")."""
     if (ms := _number(headers.get("retry-after-ms"))) is not None and ms >= 0:
-        return min(ms / 1000, LONGEST_S)
+        return min(ms / 1000, MAX_WAIT_S)
     now = _sent_at(headers, now)
     if (told := seconds(headers.get("retry-after"), now)) is not None:
         return told
@@ -93,7 +93,7 @@ def retry_after_s(
 
 def _in_words_s(message: str, now: float) -> float | None:
     """As in "try again in 7m12s", "in 5 minutes" or "retry after 20"."""
-    if (said := _SAID.search(message[:MAX_ERROR])) is None:
+    if (said := _WAIT_IN_WORDS.search(message[:MAX_ERROR])) is None:
         return None
     duration, amount, unit = said.groups()
     return seconds((duration or f"{amount}{(unit or 's')[0]}").lower(), now)
@@ -108,9 +108,9 @@ def observed_limits(
     found, now = [], _sent_at(headers, now)
     for name, kind in limit_headers.items():
         limit, remaining = (_number(headers.get(name.format(word))) for word in ("limit", "remaining"))
-        if remaining is None or not 0 <= remaining <= LARGEST:  # Azure says -1 for "unknown"
+        if remaining is None or not 0 <= remaining <= MAX_LIMIT:  # Azure says -1 for "unknown"
             continue
-        known = int(limit) if limit is not None and 1 <= limit <= LARGEST else None
+        known = int(limit) if limit is not None and 1 <= limit <= MAX_LIMIT else None
         found.append(ObservedLimit(kind, known, int(remaining), seconds(headers.get(name.format("reset")), now)))
     return tuple(found)
 
@@ -119,17 +119,17 @@ def exceeded_limits(body: Any) -> tuple[ObservedLimit, ...]:
     """The limits by the minute that Gemini says were exceeded. It tells of them nowhere else."""
     found = []
     for failure in _details(body, "QuotaFailure"):
-        for violation in items(failure, "violations"):
+        for violation in list_at(failure, "violations"):
             quota, value = str(at(violation, "quotaId")), _number(str(at(violation, "quotaValue")))
             kind = next((kind for word, kind in _QUOTAS.items() if word in quota), None)
-            if kind and "PerMinute" in quota and value is not None and 1 <= value <= LARGEST:
+            if kind and "PerMinute" in quota and value is not None and 1 <= value <= MAX_LIMIT:
                 found.append(ObservedLimit(kind, int(value)))
     return tuple(found)
 
 
 def _details(body: Any, type: str) -> Iterator[dict[str, Any]]:
     """Those of a Google error that are of one type."""
-    for detail in items(body, "error", "details"):
+    for detail in list_at(body, "error", "details"):
         if isinstance(detail, dict) and str(detail.get("@type")).endswith(f".{type}"):
             yield detail
 

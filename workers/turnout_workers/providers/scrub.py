@@ -16,12 +16,12 @@ _CODE = re.compile(r"\\u([0-9a-fA-F]{4})")
 _ENTITY = re.compile(r"&[#\w]{2,32};")
 _USUAL = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#x27;": "'", "&#39;": "'"}
 """Entities of which a prompt may be full. To replace one that is known takes a tenth of the time of looking it up."""
-ESCAPED = 4
+MAX_ESCAPES = 4
 """How often over a text may be escaped as HTML that is still to be known again."""
-MESSAGE_LENGTH = 500
-REPEATED = 4000
+MAX_MESSAGE_LENGTH = 500
+IMAGE_PREFIX = 4000
 """How much of an image is looked for: vendors repeat the beginning of what they object to, and images are long."""
-PIECE = 16
+PIECE_LENGTH = 16
 """Length of the aligned pieces by which message and prompt are compared: every repetition of twice as many characters
 holds one, of the one and of the other."""
 
@@ -30,15 +30,15 @@ def scrubbed(text: str, secrets: tuple[str, ...] = ()) -> str:
     """The provider's words without our key, what looks like one, or a repetition of the prompt; one line, bounded."""
     if not text:
         return text
-    text = text[: 4 * MESSAGE_LENGTH]
+    text = text[: 4 * MAX_MESSAGE_LENGTH]
     plain = _plain(text)
-    cleared = _cleared(plain, map(_plain, secrets))
+    cleared = _without_secrets(plain, map(_plain, secrets))
     if cleared != plain:
         text = cleared
     elif text != plain:
-        text = _cleared(text, secrets)
+        text = _without_secrets(text, secrets)
     text = _KEY.sub("…", " ".join(printable(text).split()))
-    return text if len(text) <= MESSAGE_LENGTH else f"{text[: MESSAGE_LENGTH - 1]}…"
+    return text if len(text) <= MAX_MESSAGE_LENGTH else f"{text[: MAX_MESSAGE_LENGTH - 1]}…"
 
 
 def _plain(text: str) -> str:
@@ -52,7 +52,7 @@ def _plain(text: str) -> str:
         for letter in "nrt":
             text = text.replace(f"\\{letter}", " ")
         text = _CODE.sub(lambda code: chr(int(code[1], 16)), text).replace("\\", "")
-    for _ in range(ESCAPED if "&" in text else 0):
+    for _ in range(MAX_ESCAPES if "&" in text else 0):
         before = text
         for entity, character in _USUAL.items():
             text = text.replace(entity, character)
@@ -72,31 +72,31 @@ def _once(text: str, character: str) -> str:
     return text
 
 
-def _cleared(text: str, secrets: Iterable[str]) -> str:
+def _without_secrets(text: str, secrets: Iterable[str]) -> str:
     pieces = _pieces(text)
     for secret in secrets:
         if len(secret) >= 8:
             text = text.replace(secret, "…")
         # The prompt's pieces are looked up in the message's: a search for each of these in a long prompt takes longer.
-        if len(secret) >= 2 * PIECE and not pieces.isdisjoint(_pieces(secret, PIECE)):
-            text = _without(text, secret)
+        if len(secret) >= 2 * PIECE_LENGTH and not pieces.isdisjoint(_pieces(secret, PIECE_LENGTH)):
+            text = _without_pieces(text, secret)
     return text
 
 
 def _pieces(text: str, step: int = 1) -> set[str]:
-    return {text[at : at + PIECE] for at in range(0, len(text) - PIECE + 1, step)}
+    return {text[at : at + PIECE_LENGTH] for at in range(0, len(text) - PIECE_LENGTH + 1, step)}
 
 
-def _without(text: str, secret: str) -> str:
+def _without_pieces(text: str, secret: str) -> str:
     """The text without longer pieces of the secret: vendors repeat the beginning of a prompt, or some of its middle."""
     kept, at = "", 0
     while at < len(text):
-        piece = text[at : at + PIECE]
-        found = secret.find(piece) if len(piece) == PIECE else -1
+        piece = text[at : at + PIECE_LENGTH]
+        found = secret.find(piece) if len(piece) == PIECE_LENGTH else -1
         if found < 0:
-            kept, at = kept + piece, at + PIECE
+            kept, at = kept + piece, at + PIECE_LENGTH
             continue
-        before = _common(reversed(kept), reversed(secret[max(0, found - PIECE) : found]))
+        before = _common(reversed(kept), reversed(secret[max(0, found - PIECE_LENGTH) : found]))
         after = _common(text[at:], secret[found : found + len(text)])
         kept, at = f"{kept[: len(kept) - before]}…", at + after
     return kept
@@ -107,7 +107,7 @@ def _common(one: Iterable[str], other: Iterable[str]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
-def contents(request: InferenceRequest) -> Iterator[str]:
+def prompt_texts(request: InferenceRequest) -> Iterator[str]:
     """The caller's content, which no error may repeat."""
     yield from request.texts
     for message in request.chat:
@@ -115,4 +115,4 @@ def contents(request: InferenceRequest) -> Iterator[str]:
         yield message.reasoning_content or ""
         yield from (call.function.arguments for call in message.tool_calls)
         if isinstance(message.content, tuple):
-            yield from (part.image_url.url[:REPEATED] for part in message.content if isinstance(part, ImagePart))
+            yield from (part.image_url.url[:IMAGE_PREFIX] for part in message.content if isinstance(part, ImagePart))

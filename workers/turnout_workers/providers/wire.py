@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from turnout.messages import FunctionCall, ImagePart, Message, ToolCall
 from turnout.request import WHOEVER_TAKES_IT, FinishReason, InferenceRequest, Usage
-from turnout_workers.providers.body import parsed
+from turnout_workers.providers.body import parse_json
 from turnout_workers.providers.errors import ProviderError, malformed
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
@@ -30,9 +30,9 @@ PROTECTED = frozenset(
     }
 )  # fmt: skip
 """Fields that a job's extras can't set."""
-MOST_CALLS = 1000
+MAX_TOOL_CALLS = 1000
 """Most calls of tools in one answer."""
-MOST_TOKENS = 1e9
+MAX_CALL_TOKENS = 1e9
 """The most that one call can have; a provider that reports more is not believed."""
 
 
@@ -154,8 +154,8 @@ def tool_calls(told: Iterable[tuple[Any, str, Any]]) -> tuple[ToolCall, ...]:
     Without an id it gets one that no other call has, in this or any other turn of its conversation."""
     calls: list[ToolCall] = []
     for id, name, arguments in told:
-        if len(calls) == MOST_CALLS:
-            raise malformed(f"more than {MOST_CALLS} calls of tools")
+        if len(calls) == MAX_TOOL_CALLS:
+            raise malformed(f"more than {MAX_TOOL_CALLS} calls of tools")
         text = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
         function = FunctionCall(name=name, arguments=text or "{}")
         calls.append(ToolCall(id=str(id or uuid4().hex), function=function))
@@ -165,7 +165,7 @@ def tool_calls(told: Iterable[tuple[Any, str, Any]]) -> tuple[ToolCall, ...]:
 def arguments(call: ToolCall) -> dict[str, Any]:
     """Those of a call in a conversation, for formats that have them as an object and refuse all else. A model may have
     written anything: what is no object becomes an empty one."""
-    told = parsed(call.function.arguments.encode(errors="surrogatepass"))
+    told = parse_json(call.function.arguments.encode(errors="surrogatepass"))
     return told if isinstance(told, dict) else {}
 
 
@@ -225,7 +225,7 @@ def plausible_usage(read: Callable[[Any], Usage], told: Any) -> Usage | None:
         return None
     within_input = used.cache_read_tokens + used.cache_write_tokens <= used.input_tokens
     within_input &= used.cache_write_hour_tokens <= used.cache_write_tokens
-    return used if within_input and used.input_tokens > 0 and used.total_tokens <= MOST_TOKENS else None
+    return used if within_input and used.input_tokens > 0 and used.total_tokens <= MAX_CALL_TOKENS else None
 
 
 def parsed_or_malformed(read: Callable[..., T], *arguments: Any) -> T:
