@@ -1,4 +1,4 @@
-"""The `turnout` command. Its commands are the worker's: found by entry point, and loaded on use."""
+"""The `turnout` command. Its subcommands belong to the worker's package: found by entry point, loaded on use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 
 GROUP = "turnout.commands"
 UNUSABLE, STOPPED = 2, 3
-"""Exit codes. 1 is of commands that were done, and tells that not all is well: that lines have no answer, say. See
+"""Exit codes. 1: the command ran, but not everything is well, for example lines without an answer. See
 docs/operations.md."""
 
 
@@ -21,13 +21,13 @@ class Unusable(click.ClickException):
 
 
 class Commands(click.Group):
-    """Those that the installed parts of Turnout give.
+    """The commands of all installed parts of Turnout.
 
-    What Turnout, Redis and the system raise on purpose is a line for whoever has called, and no traceback.
+    Errors that Turnout, Redis and the system raise on purpose are shown as one line, without a traceback.
     """
 
     def main(self, *args: Any, **options: Any) -> Any:
-        _open_what_is_closed()
+        _reopen_closed_streams()
         try:
             return super().main(*args, **options)
         except OSError as error:
@@ -48,25 +48,25 @@ class Commands(click.Group):
             from redis.exceptions import RedisError
 
             from turnout.errors import TurnoutError
-            from turnout.redis_trouble import trouble
+            from turnout.redis_trouble import explain
 
             if isinstance(error, TurnoutError):
                 raise Unusable(str(error)) from error
             if isinstance(error, RedisError):
-                raise Unusable(trouble(error)) from error
+                raise Unusable(explain(error)) from error
             if isinstance(error, UnicodeEncodeError):
                 wrong = ascii(error.object[error.start : error.end])
-                raise Unusable(f"there is no such thing: no id or name has {wrong} in it, which is no UTF-8") from error
+                raise Unusable(f"not found: {wrong} is not valid UTF-8, so no id or name contains it") from error
             raise
 
-    def _found(self) -> dict[str, EntryPoint]:
+    def _entries(self) -> dict[str, EntryPoint]:
         return {entry.name: entry for entry in entry_points(group=GROUP)}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(self._found())
+        return sorted(self._entries())
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if (entry := self._found().get(name)) is None:
+        if (entry := self._entries().get(name)) is None:
             return None
         try:
             loaded: click.Command = entry.load()
@@ -77,16 +77,16 @@ class Commands(click.Group):
         return loaded
 
 
-def _open_what_is_closed() -> None:
-    """What a shell has closed (`>&-`) loses what is written to it. Else the next file or connection would take its
-    number, 1 or 2, and get what is meant for people. In this order, for what is opened takes the lowest free number."""
+def _reopen_closed_streams() -> None:
+    """A stream that the shell closed (`>&-`) is opened on /dev/null. Otherwise the next file or socket would get
+    descriptor 1 or 2 and receive our output. In this order, because `open` takes the lowest free number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  (until the end)
 
 
 def _missing(name: str, module: str | None) -> click.Command:
-    """Stands for a command whose parts are not installed, so that the list of commands is whole."""
+    """A placeholder for a command whose parts are not installed, so that the list of commands is complete."""
 
     @click.command(name, add_help_option=False, short_help="(not installed: pip install 'turnout[worker]')")
     @click.argument("rest", nargs=-1, type=click.UNPROCESSED)
@@ -104,4 +104,4 @@ def _missing(name: str, module: str | None) -> click.Command:
 def main() -> None:
     """Run AI inference as background jobs: routed, failed over, done once, every cent accounted for."""
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for what the locale, or Unicode itself, has no character
+        sys.stdout.reconfigure(errors="backslashreplace")  # for lone surrogates, and what the locale can't encode

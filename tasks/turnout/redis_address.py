@@ -18,9 +18,9 @@ import redis.sentinel
 from redis.backoff import NoBackoff
 
 from turnout.errors import TurnoutError
-from turnout.following import follow
+from turnout.follow_primary import follow
 from turnout.keepalive import KEEPALIVE
-from turnout.redis_trouble import note_place
+from turnout.redis_trouble import note_address
 
 SENTINEL_PORT = 26379
 SENTINEL_LIMIT_S = 2.0
@@ -133,7 +133,7 @@ def connect(url: str, **options: Any) -> redis.Redis:
     """A client whose errors tell which Redis they are of. Raises ValueError for what is no address. `options` are those
     of redis-py's connections."""
     client: redis.Redis = _client(redis, url, options)
-    note_place(client.connection_pool, f"{url.partition(':')[0]}://{place(url)}")
+    note_address(client.connection_pool, f"{url.partition(':')[0]}://{place(url)}")
     return client
 
 

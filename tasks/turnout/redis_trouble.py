@@ -1,5 +1,4 @@
-"""What is wrong with Redis: what its errors mean to whoever waits, and in words for the operator, with which Redis it
-is."""
+"""What is wrong with Redis: what its errors mean to those who wait for it, and explanations for the operator."""
 
 from __future__ import annotations
 
@@ -19,26 +18,26 @@ from redis.exceptions import (
 )
 
 UNANSWERED = (redis.TimeoutError, redis.sentinel.MasterNotFoundError, redis.asyncio.sentinel.MasterNotFoundError)
-"""What takes its time to tell that Redis is silent, where the loss of a connection is seen at once. So what waits for
-such a call fails with it, rather than wait as long after it."""
+"""Raised only after a timeout, while a lost connection is noticed immediately. So what waits behind such an operation
+fails with it, instead of waiting as long again."""
 LOOK = "look at REDIS_URL, or redis_url"
 CLUSTER = "runs in cluster mode, where no job can be accepted; use a single server, with replicas or without"
 
 
 def takes_no_writes(error: BaseException) -> bool:
-    """Whether it is Redis's word that for now it takes none: its memory or disk is full, or its replicas are gone."""
-    return isinstance(error, OutOfMemoryError) or said(error).startswith(("MISCONF", "NOREPLICAS"))
+    """Whether Redis says that it takes no writes for now: memory or disk is full, or its replicas are gone."""
+    return isinstance(error, OutOfMemoryError) or server_message(error).startswith(("MISCONF", "NOREPLICAS"))
 
 
-def said(error: BaseException) -> str:
-    """Redis's own words, without the command that the client puts before them, which may hold a prompt."""
+def server_message(error: BaseException) -> str:
+    """Redis's own words, without the command that redis-py puts before them, which may hold a prompt."""
     return str(error).rpartition(" of pipeline caused error: ")[2]
 
 
-class _Placed:
-    """A connection whose errors have a note of where it leads."""
+class _Addressed:
+    """A connection whose errors carry a note with the server's address."""
 
-    place: str
+    address: str
 
     def connect(self, *args: Any, **options: Any) -> None:
         self._noting(super().connect, *args, **options)  # type: ignore[misc]
@@ -53,34 +52,34 @@ class _Placed:
         try:
             return do(*args, **options)
         except RedisError as error:
-            error.__notes__ = [f"at {self.place}"]  # once, though one of these methods calls another
+            error.__notes__ = [f"at {self.address}"]  # once, though one of these methods calls another
             raise
 
 
-def note_place(pool: redis.ConnectionPool, place: str) -> None:
-    """Let `trouble` know where the errors of the pool's connections come from. place: an address without its login."""
-    known = pool.connection_class
-    pool.connection_class = type(known.__name__, (_Placed, known), {"place": place})
+def note_address(pool: redis.ConnectionPool, address: str) -> None:
+    """Let `explain` name the server of the pool's connections. address: without its login."""
+    base = pool.connection_class
+    pool.connection_class = type(base.__name__, (_Addressed, base), {"address": address})
 
 
-def trouble(error: RedisError) -> str:
+def explain(error: RedisError) -> str:
     """An error of Redis in words for the operator, with what to do."""
-    at, told = "".join(f" {note}" for note in getattr(error, "__notes__", ())), said(error)
+    at, message = "".join(f" {note}" for note in getattr(error, "__notes__", ())), server_message(error)
     if isinstance(error, AuthenticationError):
         return f"Redis{at} refuses the login: user or password is missing or wrong; {LOOK}"
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
-        told = told.partition(" : ")[0]  # what follows are the insides of each Sentinel's client
-        return f"Redis{at} can't be reached ({told}); {LOOK}"
+        message = message.partition(" : ")[0]  # followed by the internals of each Sentinel's client
+        return f"Redis{at} can't be reached ({message}); {LOOK}"
     if isinstance(error, InvalidResponse):
-        return f"what answers{at} is no Redis ({told}); {LOOK}"
-    if "DB index" in told:
+        return f"the server{at} is not Redis ({message}); {LOOK}"
+    if "DB index" in message:
         return f"Redis{at} has no database of this number; {LOOK}"
     if takes_no_writes(error):
-        return f"Redis{at} takes no writes now ({told}); try again later"
+        return f"Redis{at} takes no writes now ({message}); try again later"
     if isinstance(error, NoPermissionError):
-        return f"Redis{at} says: {told}; commands of operators need the role `worker` in REDIS_URL"
+        return f"Redis{at} says: {message}; commands of operators need the role `worker` in REDIS_URL"
     if isinstance(error, ClusterCrossSlotError | MovedError):
         return f"Redis{at} {CLUSTER}"
-    if "compiling script" in told:  # `#!lua` in the first line
+    if "compiling script" in message:  # because of `#!lua` in the first line
         return f"Redis{at} is too old: 7.0 or newer is needed, or Valkey"
-    return f"Redis{at} says: {told}"
+    return f"Redis{at} says: {message}"

@@ -266,7 +266,7 @@ class InferenceRequest(Value):
 _JOINED_BY_KEY = frozenset({"constraints", "metadata", "extras"})
 
 
-def joined(*places: Mapping[str, Any]) -> dict[str, Any]:
+def merged_fields(*places: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of one request from several places, the last of which counts. Constraints, metadata and extras are
     joined key by key: who adds a deadline takes no `no_training` away."""
     fields: dict[str, Any] = {}

@@ -72,7 +72,7 @@ def watched(stand: Stand, for_s: float) -> Cost:
 def waiting(stand: Stand) -> int:
     """Jobs that no worker holds and that have no message."""
     keys = stand.ledger.keys
-    return sum(map(stand.client.zcard, (keys.parked, keys.in_line)))
+    return sum(map(stand.client.zcard, (keys.parked, keys.awaiting_turn)))
 
 
 def fresh(stand: Stand, name: str) -> list[float]:

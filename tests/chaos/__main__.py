@@ -94,7 +94,7 @@ def _run(stand: Stand, given: argparse.Namespace) -> int:
     stand.until(lambda: settled >= len(ids), given.limit, meanwhile)
     took_s = time.monotonic() - began
     # What was in flight at the last death becomes unsure money when its lease ends.
-    stand.until(lambda: stand.client.zcard(stand.ledger.keys.expiry) == 0, 60)
+    stand.until(lambda: stand.client.zcard(stand.ledger.keys.call_lease_ends) == 0, 60)
     return _judge(stand, ids, took_s, given)
 
 

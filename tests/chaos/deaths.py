@@ -47,7 +47,9 @@ def die(stand: Stand, places: Sequence[str], rng: random.Random, wait: bool = Tr
         stand.end_leases()
     stand.start_worker(concurrency=20)
     stand.until(lambda: stand.settled() >= len(ids), 120)
-    stand.until(lambda: stand.client.zcard(stand.ledger.keys.expiry) == 0, 60)  # money of the dead is unsure from now
+    stand.until(
+        lambda: stand.client.zcard(stand.ledger.keys.call_lease_ends) == 0, 60
+    )  # money of the dead is unsure from now
     return ids
 
 

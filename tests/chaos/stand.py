@@ -103,7 +103,7 @@ class Stand(Fleet):
 
     def end_leases(self) -> None:
         """All of them, as if their time were over. Who is at work will find his own gone."""
-        for index in (self.ledger.keys.leases, self.ledger.keys.expiry):
+        for index in (self.ledger.keys.job_leases, self.ledger.keys.call_lease_ends):
             self.client.zunionstore(index, {index: 0})
 
     def settled(self) -> int:

@@ -97,7 +97,7 @@ def test_a_paused_batch_is_fed_on_when_it_is_resumed_and_a_cancelled_one_never(s
     turnout("pause", long)
     stand.heal("sim")
     keys = stand.ledger.keys
-    stand.until(lambda: not stand.client.exists(keys.leases, *Lane))
+    stand.until(lambda: not stand.client.exists(keys.job_leases, *Lane))
     called = len(stand.oracle()["jobs"])
     assert called < 900, "jobs that were queued begin no call"
     assert turnout("watch", submitted(tmp_path, prompts(3))).exit_code == 0, "other jobs go on"

@@ -394,7 +394,7 @@ class Bench:
 
     def in_flight(self) -> list[str]:
         keys = self.ledger.keys
-        told = {endpoint.id: self.client.zcard(keys.calls(endpoint.id)) for endpoint in (CHEAP, DEAR)}
+        told = {endpoint.id: self.client.zcard(keys.call_starts(endpoint.id)) for endpoint in (CHEAP, DEAR)}
         return [f"{number} calls to {name}" for name, number in told.items() if number]
 
     def settled(self) -> dict[str, int]:

@@ -71,7 +71,7 @@ def test_a_second_signal_ends_the_grace_and_loses_none(
         assert worker.said.count("stopping: ") == 1
         assert "did not close in time" not in worker.said
         assert stand.outcomes(IDS[:20]) == {"queued": 20}
-        assert stand.client.zcard(stand.ledger.keys.leases) == 0
+        assert stand.client.zcard(stand.ledger.keys.job_leases) == 0
 
 
 def test_a_worker_that_is_to_ignore_a_closed_terminal_goes_on(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_a_slow_interactive_call_is_doubled_and_the_loser_is_unsure_money(tmp_pa
         assert stopped.unsure_microusd == result.unsure_microusd > 0
         assert answer.succeeded
         assert result.failovers == 0
-        stand.until(lambda: stand.client.zcard(stand.ledger.keys.expiry) == 0)
+        stand.until(lambda: stand.client.zcard(stand.ledger.keys.call_lease_ends) == 0)
         assert stand.oracle()["jobs"]["urgent"]["calls"] == 2
         money = stand.money()
         assert money["total|unsure"] == result.unsure_microusd

@@ -131,7 +131,7 @@ def test_a_monitor_reads_depths_health_and_money(port: int) -> None:
         read(KEYS.endpoints)
         read(KEYS.money)
     assert monitor.llen("standard") >= 0
-    assert monitor.zcard(KEYS.leases) == 0
+    assert monitor.zcard(KEYS.job_leases) == 0
 
 
 def sent(task: str, number: int) -> tuple[str, str]:

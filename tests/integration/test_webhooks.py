@@ -26,7 +26,7 @@ def due_in_s(stand: Stand, job_id: str) -> float:
 
 
 def make_due(stand: Stand, job_id: str) -> None:
-    job, hooks = stand.ledger.keys.job(job_id), stand.ledger.keys.hooks
+    job, hooks = stand.ledger.keys.job(job_id), stand.ledger.keys.webhooks
     later = stand.client.hget(job, "hook")
     webhook, _, id = later.split(b" ", 2)
     now = b"%b %d %b" % (webhook, stand.client.time()[0] * 1000, id)

@@ -247,7 +247,7 @@ async def test_what_was_spoilt_in_redis_stops_one_part_of_a_round(redis_url: str
         housekeeping = Housekeeping(ledger, call, store, "w", CURRENT, (also,), recovered)
         await call(ledger.enqueue(new_job("a")))
         await call(ledger.claim("a", "dead", 60))
-        await client.zadd(ledger.keys.leases, {"a": 1})  # its end
+        await client.zadd(ledger.keys.job_leases, {"a": 1})  # its end
         await client.zadd(getattr(ledger.keys, key), {wrong: 1})
         with pytest.raises((redis.ResponseError, ValueError)):
             await housekeeping.round()

@@ -79,7 +79,7 @@ def test_nothing_is_called_by_bytes_that_are_no_text(command: str, redis_url: st
     done = CliRunner().invoke(main, [*command.split(), os.fsdecode(NO_TEXT)], env=environ)
     assert (done.exit_code, done.output) == (
         2,
-        "Error: there is no such thing: no id or name has '\\udcff\\udcfe' in it, which is no UTF-8\n",
+        "Error: not found: '\\udcff\\udcfe' is not valid UTF-8, so no id or name contains it\n",
     )
 
 
@@ -212,7 +212,7 @@ def test_a_login_that_redis_refuses_is_told_as_such(locked: int, login: str) -> 
 
 def test_a_server_that_is_no_redis_is_told_as_such(web: int) -> None:
     told = _of_redis(f"redis://:secret@127.0.0.1:{web}")
-    assert told.startswith(f"what answers at redis://127.0.0.1:{web}/0 is no Redis (Protocol error, got ")
+    assert told.startswith(f"the server at redis://127.0.0.1:{web}/0 is not Redis (Protocol error, got ")
 
 
 def test_a_database_that_there_is_not_is_told_as_such(redis_server: redis_server.Server) -> None:

@@ -12,7 +12,7 @@ from tests import redis_server as servers
 
 from turnout.errors import TurnoutError
 from turnout.redis_address import Sentinels, checked, connect, place, sentinels, with_password
-from turnout.redis_trouble import trouble
+from turnout.redis_trouble import explain
 from turnout_workers.celery_app import celery_app, celery_settings
 
 
@@ -147,15 +147,15 @@ def test_an_address_of_sentinels_that_is_wrong_is_refused(url: str) -> None:
 def test_of_a_redis_before_7_it_is_said_that_it_is_too_old() -> None:
     """It knows no `#!lua`, and this is what it says of one."""
     told = ResponseError("Error compiling script (new function): user_script:1: unexpected symbol near '#'")
-    assert "7.0 or newer is needed" in trouble(told)
+    assert "7.0 or newer is needed" in explain(told)
 
 
 def test_what_redis_says_is_told_without_the_command_which_may_hold_a_prompt() -> None:
     said = "Command # 1 (RPUSH {turnout}:batch:b:input x\x9csecret) of pipeline caused error: "
     full = redis.exceptions.OutOfMemoryError(said + "command not allowed when used memory > 'maxmemory'.")
-    assert trouble(full).startswith("Redis takes no writes now (command not allowed when used memory")
-    assert trouble(redis.ResponseError(said + "MISCONF Redis is configured …")).startswith("Redis takes no writes now")
-    assert trouble(redis.ResponseError(said + "ERR wrong")) == "Redis says: ERR wrong"
+    assert explain(full).startswith("Redis takes no writes now (command not allowed when used memory")
+    assert explain(redis.ResponseError(said + "MISCONF Redis is configured …")).startswith("Redis takes no writes now")
+    assert explain(redis.ResponseError(said + "ERR wrong")) == "Redis says: ERR wrong"
 
 
 def test_a_redis_that_does_not_answer_by_tls_is_told_with_its_address(redis_server: servers.Server) -> None:
@@ -163,5 +163,5 @@ def test_a_redis_that_does_not_answer_by_tls_is_told_with_its_address(redis_serv
     client = connect(f"rediss://:zq@{where}", socket_connect_timeout=0.2, retry=servers.ONCE)
     with client, pytest.raises(redis.RedisError) as found:
         client.ping()
-    assert trouble(found.value).startswith(f"Redis at rediss://{where} can't be reached (")
-    assert "zq" not in trouble(found.value)
+    assert explain(found.value).startswith(f"Redis at rediss://{where} can't be reached (")
+    assert "zq" not in explain(found.value)

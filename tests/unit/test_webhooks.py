@@ -16,7 +16,7 @@ import redis
 import redis.asyncio
 from tests.receiver import receiving
 
-from turnout.ledger import Claimed, Coalescer, Hook, Keyring, Ledger, NewJob, Operation, Telling, run
+from turnout.ledger import Claimed, Coalescer, DueWebhook, Keyring, Ledger, NewJob, Operation, WebhookDelivery, run
 from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import JobResult, JobStatus, Problem
 from turnout.webhook import BadSignature, signed, verified
@@ -152,23 +152,23 @@ async def test_one_that_is_slow_to_hear_or_of_another_release_holds_up_no_other(
 
         taken: ClassVar[list[str]] = []
 
-        async def due_hooks(self, limit: int) -> list[Telling]:
+        async def due_webhooks(self, limit: int) -> list[DueWebhook]:
             name = ("strange", "slow", "quick", "quick")[len(self.taken)]
-            return [Telling(name, "1", name)]
+            return [DueWebhook(name, "1", name)]
 
         async def result(self, job_id: str) -> None:
             if job_id == "strange":
                 self.taken.append(job_id)
                 JobResult.model_validate({"a_new_field": 1})
 
-        async def take_hook(self, telling: Telling, waits_s: object) -> Hook | None:
-            if telling.job_id in self.taken:
+        async def take_webhook(self, due: DueWebhook, waits_s: object) -> WebhookDelivery | None:
+            if due.job_id in self.taken:
                 return None
-            self.taken.append(telling.job_id)
-            return Hook(telling, 1, JobResult(id=telling.job_id, status=JobStatus.CANCELLED, settled_at=1.0))
+            self.taken.append(due.job_id)
+            return WebhookDelivery(due, 1, JobResult(id=due.job_id, status=JobStatus.CANCELLED, settled_at=1.0))
 
-        async def end_hook(self, telling: Telling, event: dict[str, str]) -> None:
-            assert (telling.job_id, event["event"]) == ("quick", "webhook_told")
+        async def end_webhook(self, due: DueWebhook, event: dict[str, str]) -> None:
+            assert (due.job_id, event["event"]) == ("quick", "webhook_told")
             told.set()
 
     async def called(call: Awaitable[object]) -> object:
@@ -213,22 +213,22 @@ async def test_a_worker_without_the_key_takes_no_telling_from_those_who_have_it(
     looks, often = itertools.count(1), asyncio.Event()
 
     class Lacking(Ledger):
-        def due_hooks(self, limit: int) -> Operation[list[Telling]]:
+        def due_webhooks(self, limit: int) -> Operation[list[DueWebhook]]:
             if next(looks) == 5:
                 often.set()
-            return super().due_hooks(limit)
+            return super().due_webhooks(limit)
 
     having = Ledger(keyring=Keyring.of({"TURNOUT_PAYLOAD_KEYS": f"k:{b64encode(bytes(32)).decode()}"}))
     job = NewJob.of("a", InferenceRequest(prompt="A?", metadata={"ticket": "7"}), webhook="app")
     run(flushed, [having.enqueue(job)])
     run(flushed, [having.cancel("a", None)])
-    due = flushed.zrange(having.keys.hooks, 0, -1)
+    due = flushed.zrange(having.keys.webhooks, 0, -1)
     with receiving() as receiver:
         known = current(app=receiver.url)
         async with redis.asyncio.Redis.from_url(redis_url) as client:
             running = [asyncio.create_task(Webhooks(Lacking(), Coalescer(client), known).run())]
             await asyncio.wait_for(often.wait(), 60)
-            assert flushed.zrange(having.keys.hooks, 0, -1) == due
+            assert flushed.zrange(having.keys.webhooks, 0, -1) == due
             assert len(caplog.records) == 1, "it says so once"
             running.append(asyncio.create_task(Webhooks(having, Coalescer(client), known).run()))
             async with asyncio.timeout(60):
@@ -274,7 +274,7 @@ async def test_what_is_no_longer_kept_when_it_is_to_be_told_again_is_given_up_al
     flushed.delete(ledger.keys.job("expired"))
     async with redis.asyncio.Redis.from_url(redis_url) as client, asyncio.timeout(60):
         task = asyncio.create_task(Webhooks(ledger, Coalescer(client), current()).run())
-        while flushed.zcard(ledger.keys.hooks):
+        while flushed.zcard(ledger.keys.webhooks):
             await asyncio.sleep(0.01)
         await cancel_all([task])
     why = "its result is no longer kept"
@@ -304,7 +304,7 @@ async def test_a_redis_that_stays_away_is_told_of_once(
         task = asyncio.create_task(running.run())
         await asyncio.wait_for(often.wait(), 60)
     await cancel_all([task])
-    assert [record.getMessage() for record in caplog.records] == ["the telling of webhooks waits: away"]
+    assert [record.getMessage() for record in caplog.records] == ["webhook delivery waits: away"]
 
 
 @pytest.mark.parametrize("secret", ["", " ", "whsec_", "***", "whsec_***"])

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from turnout.ledger import Coalescer, Enqueued, Intake, Ledger, NewJob, Operation, write_result
 from turnout.ledger.operations import nothing
-from turnout.redis_trouble import said, takes_no_writes
-from turnout.request import InferenceRequest, Lane, joined
+from turnout.redis_trouble import server_message, takes_no_writes
+from turnout.request import InferenceRequest, Lane, merged_fields
 from turnout.result import JobResult, JobStatus, celery_record
 from turnout.validation import MAX_ID_CHARS, TOO_DEEP, explain, too_deep
 from turnout_workers.background.tasks import log_if_redis_is_away
@@ -64,7 +64,7 @@ class CeleryJobs:
                     isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError) or takes_no_writes(error)
                 ):
                     raise
-                logger.warning("a request waits for Redis: %s", said(error), extra={"job": job_id})
+                logger.warning("a request waits for Redis: %s", server_message(error), extra={"job": job_id})
                 await asyncio.sleep(AGAIN_S)
 
     def _read(self, job_id: str, body: Any, lane: Lane | None) -> Operation[Enqueued] | str:
@@ -144,4 +144,4 @@ def _request_of(args: list[Any], kwargs: dict[str, Any]) -> Any:
     asked = beside.pop("request", args[0] if len(args) == 1 else args or {})
     if isinstance(asked, str):
         asked = {"prompt": asked}
-    return joined(asked, beside) if isinstance(asked, dict) else asked
+    return merged_fields(asked, beside) if isinstance(asked, dict) else asked

@@ -39,7 +39,7 @@ from celery.utils.log import get_logger
 from celery.worker.state import maybe_shutdown
 from vine import promise
 
-from turnout.redis_trouble import said
+from turnout.redis_trouble import server_message
 from turnout.request import Lane
 from turnout_workers import transport
 from turnout_workers.process_limits import raise_open_file_limit
@@ -272,7 +272,9 @@ class _Job:
                 failed, value, _ = self.target(*self.args)
                 return failed, value
             except Exception as error:  # a `link_error` may be for a queue that this worker may not write
-                logger.error("job %s has ended, but what follows it can't be called: %s", self.args[1], said(error))
+                logger.error(
+                    "job %s has ended, but what follows it can't be called: %s", self.args[1], server_message(error)
+                )
                 told = error if told is None else told
         return (True, _ErrorInfo(told)) if isinstance(told, Exception) else (False, repr(told))
 

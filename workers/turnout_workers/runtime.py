@@ -203,7 +203,7 @@ class Worker:
         self._keep_up(parts.heartbeat.run, ERROR_PAUSE_S, "the renewal of leases")
         self._keep_up(parts.watch.run, ERROR_PAUSE_S, "the watch over calls")
         self._keep_up(checks.run, ERROR_PAUSE_S, "the health check")
-        self._keep_up(Webhooks(ledger, send, self.current).run, ERROR_PAUSE_S, "the telling of webhooks")
+        self._keep_up(Webhooks(ledger, send, self.current).run, ERROR_PAUSE_S, "webhook delivery")
 
     async def _follow(self, file: Reload) -> None:
         """Take over a changed configuration, and tell it at once: others may refuse what is served here now."""

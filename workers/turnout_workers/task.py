@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from turnout.errors import Cancelled, JobError
 from turnout.ledger import message
-from turnout.redis_trouble import said
+from turnout.redis_trouble import server_message
 from turnout.result import JobResult
 from turnout_workers import transport
 from turnout_workers.pool import AsyncTask, Ended, lane_of
@@ -72,7 +72,7 @@ class Infer(AsyncTask):
                 if signature.get("subtask_type") == "chord" and signature["kwargs"]["body"] is not None:
                     behind.append(signature["kwargs"]["body"])
         except Exception as error:  # for which the tracer would do all again, and call errbacks twice
-            logger.error("what waits for job %s isn't told that it failed: %s", task_id, said(error))
+            logger.error("what waits for job %s isn't told that it failed: %s", task_id, server_message(error))
 
 
 def _outcome(result: JobResult, stored: Callable[[], Any]) -> Answer | JobError:

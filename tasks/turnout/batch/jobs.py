@@ -66,7 +66,7 @@ def cancel_live(client: redis.Redis, ledger: Ledger, batch: str) -> int:
     """The same for all of a `turnout run`, of which Redis has no record: they are sought among all that are live."""
     keys = ledger.keys
     with client.pipeline() as pipe:  # at one moment, for a job goes from one index to the next
-        for index in (*keys.all_pending, keys.in_line, keys.parked, keys.leases):
+        for index in (*keys.all_pending, keys.awaiting_turn, keys.parked, keys.job_leases):
             pipe.zrange(index, 0, -1)
         members = [member for found in pipe.execute() for member in texts(found)]
     ids = list(dict.fromkeys(member.rpartition(" ")[2] for member in members))  # of a spot or turn it stands last

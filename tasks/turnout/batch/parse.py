@@ -19,7 +19,7 @@ from pydantic_core import from_json
 from turnout.batch import openai_request
 from turnout.batch.ids import legible_id, usable_id
 from turnout.batch.line import Asked, Defaults, Format, Line, RawLine, Unusable
-from turnout.request import InferenceRequest, joined
+from turnout.request import InferenceRequest, merged_fields
 from turnout.result import Problem
 from turnout.validation import MAX_ID_CHARS, explain
 
@@ -123,7 +123,7 @@ def _kind(value: Any) -> str:
 
 def _request(fields: dict[str, Any], defaults: Defaults) -> InferenceRequest:
     given = {name: value if name in _AS_IT_IS else _given(value) for name, value in fields.items() if value is not None}
-    fields = joined(defaults.request, {"constraints": defaults.constraints}, given)
+    fields = merged_fields(defaults.request, {"constraints": defaults.constraints}, given)
     try:
         # Written out once more, for JSON has strict types where Python's objects don't.
         text = json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()

@@ -16,7 +16,7 @@ from turnout.errors import FULL, Conflict, IntakeRefused
 from turnout.ledger import Intake, NewJob
 from turnout.messages import Message, ResponseFormat, Tool
 from turnout.redis_address import with_password
-from turnout.request import InferenceRequest, Lane, RoutingConstraints, joined
+from turnout.request import InferenceRequest, Lane, RoutingConstraints, merged_fields
 from turnout.validation import TOO_DEEP, too_deep
 from turnout.value import Name, Value
 
@@ -108,7 +108,7 @@ def new_job(request: Request | None = None, max_chars: int = MAX_REQUEST_CHARS, 
 def _job(max_chars: int, *places: Mapping[str, Any]) -> NewJob:
     """places: where the request and its delivery are given, the last of which counts."""
     # A caller that waits for one job is an interactive one, unless it says otherwise.
-    given = joined({"constraints": {"lane": Lane.INTERACTIVE}}, *places)
+    given = merged_fields({"constraints": {"lane": Lane.INTERACTIVE}}, *places)
     key = given.pop("idempotency_key", None)
     delivery = Delivery.model_validate({name: given.pop(name) for name in Delivery.model_fields if name in given})
     beside = given.get("response_format", {})
@@ -136,7 +136,7 @@ def _given(request: Request | Options | None) -> dict[str, Any]:
     fields: Mapping[str, Any] = _plain(request or {})
     given = {name: _plain(value) for name, value in fields.items() if value is not None}
     if (lane := given.pop("lane", None)) is not None:
-        return joined(given, {"constraints": {"lane": lane}})
+        return merged_fields(given, {"constraints": {"lane": lane}})
     return given
 
 

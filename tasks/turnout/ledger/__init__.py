@@ -1,6 +1,6 @@
 """The job ledger: the truth about every job, in Redis. See `ledger.py` for its states."""
 
-from turnout.ledger.content import Hook, Piece, TakenEnd, Telling, open_result, write_result
+from turnout.ledger.content import DueWebhook, Piece, TakenEnd, WebhookDelivery, open_result, write_result
 from turnout.ledger.job import LIVE, Claimed, Ending, Enqueued, Facts, Intake, NewJob, NotClaimed, Settlement
 from turnout.ledger.keys import Keys
 from turnout.ledger.ledger import Ledger
@@ -12,10 +12,10 @@ __all__ = [
     "LIVE",
     "Claimed",
     "Coalescer",
+    "DueWebhook",
     "Ending",
     "Enqueued",
     "Facts",
-    "Hook",
     "Intake",
     "Keyring",
     "Keys",
@@ -27,7 +27,7 @@ __all__ = [
     "Script",
     "Settlement",
     "TakenEnd",
-    "Telling",
+    "WebhookDelivery",
     "open_result",
     "run",
     "write_result",

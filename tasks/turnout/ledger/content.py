@@ -114,8 +114,8 @@ def read_pieces(reply: list[tuple[bytes, dict[bytes, bytes]]], job_id: str, keyr
     return found
 
 
-class Telling(NamedTuple):
-    """A webhook's next call, of one settled job."""
+class DueWebhook(NamedTuple):
+    """A webhook delivery of a settled job, due at a time."""
 
     webhook: str
     """Its name in turnout.toml."""
@@ -123,24 +123,24 @@ class Telling(NamedTuple):
     job_id: str
 
     @classmethod
-    def read(cls, reply: bytes) -> Telling:
+    def read(cls, reply: bytes) -> DueWebhook:
         return cls(*reply.decode().split(" ", 2))
 
 
 @dataclass(frozen=True, slots=True)
-class Hook:
-    """A call that was taken."""
+class WebhookDelivery:
+    """A delivery that a worker has taken."""
 
-    telling: Telling
-    """The next one, should this one not be heard."""
+    due_again: DueWebhook
+    """The next try, if this one fails."""
     tries: int
     """Including this one."""
     result: JobResult | None
     """None: it is no longer kept."""
 
 
-def read_hook(reply: list[Any] | None, job_id: str, keyring: Keyring) -> Hook | None:
+def read_delivery(reply: list[Any] | None, job_id: str, keyring: Keyring) -> WebhookDelivery | None:
     if reply is None:
         return None
-    telling, tries, *rest = reply
-    return Hook(Telling.read(telling), int(tries), read_result(rest, job_id, keyring))
+    due_again, tries, *rest = reply
+    return WebhookDelivery(DueWebhook.read(due_again), int(tries), read_result(rest, job_id, keyring))

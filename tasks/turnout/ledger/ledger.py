@@ -32,7 +32,16 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from turnout.ledger.content import Hook, Piece, TakenEnd, Telling, read_end, read_hook, read_pieces, read_result
+from turnout.ledger.content import (
+    DueWebhook,
+    Piece,
+    TakenEnd,
+    WebhookDelivery,
+    read_delivery,
+    read_end,
+    read_pieces,
+    read_result,
+)
 from turnout.ledger.job import (
     FACTS,
     Claimed,
@@ -114,7 +123,7 @@ class Ledger(Operations):
 
     def renew(self, held: Sequence[tuple[str, int]], ttl_s: float) -> Operation[list[bool]]:
         """Prolong leases, given as job ids with tokens. Returns for each whether it is still held."""
-        keys = [self.keys.leases, *(self.keys.job(job_id) for job_id, _ in held)]
+        keys = [self.keys.job_leases, *(self.keys.job(job_id) for job_id, _ in held)]
         return self.operation("renew", ms(ttl_s), *flat(held), decode=lambda reply: [*map(bool, reply)], keys=keys)
 
     def settle(
@@ -219,7 +228,7 @@ class Ledger(Operations):
 
     def lapsed(self, limit: int) -> Operation[list[str]]:
         """Jobs whose lease is over."""
-        return self._due(self.keys.leases, limit)
+        return self._due(self.keys.job_leases, limit)
 
     def sweep(self, job_id: str, death: int, poison: int) -> Operation[str]:
         """Take a job back whose lease is over. Returns `queued`, `none` for nothing to do, or `poison`: give it up.
@@ -269,22 +278,23 @@ class Ledger(Operations):
 
     # --- webhooks ---------------------------------------------------------------------------------------
 
-    def due_hooks(self, limit: int) -> Operation[list[Telling]]:
-        """What is to be told now, of each webhook at most so many."""
-        return self.operation("due_hooks", limit, decode=lambda reply: [*map(Telling.read, reply)])
+    def due_webhooks(self, limit: int) -> Operation[list[DueWebhook]]:
+        """The webhook deliveries due now, at most `limit` of each webhook."""
+        return self.operation("due_webhooks", limit, decode=lambda reply: [*map(DueWebhook.read, reply)])
 
-    def take_hook(self, telling: Telling, waits_s: Sequence[float]) -> Operation[Hook | None]:
-        """Reserve the webhook's next call for this worker. None: another worker has it, or it is done.
+    def take_webhook(self, due: DueWebhook, waits_s: Sequence[float]) -> Operation[WebhookDelivery | None]:
+        """Reserve a webhook delivery for this worker. None: another worker has it, or it is done.
 
-        waits_s: how long after its first call, its second … it is due again; each longer than a call takes.
+        waits_s: how long after its first try, its second … it is due again; each longer than a try takes.
         """
-        job_id, waits_ms = telling.job_id, map(ms, waits_s)
-        decode = self.opening(read_hook, job_id)
-        return self.operation("take_hook", " ".join(telling), job_id, *waits_ms, decode=decode, job=job_id)
+        decode = self.opening(read_delivery, due.job_id)
+        args = (" ".join(due), due.job_id, *map(ms, waits_s))
+        return self.operation("take_webhook", *args, decode=decode, job=due.job_id)
 
-    def end_hook(self, telling: Telling, event: Mapping[str, Any]) -> Operation[None]:
-        """The webhook was called, or given up. telling: as it stands since it was taken."""
-        return self.operation("end_hook", " ".join(telling), event_json(event), decode=nothing, job=telling.job_id)
+    def end_webhook(self, due_again: DueWebhook, event: Mapping[str, Any]) -> Operation[None]:
+        """The webhook was delivered, or given up. due_again: see `WebhookDelivery`."""
+        args = (" ".join(due_again), event_json(event))
+        return self.operation("end_webhook", *args, decode=nothing, job=due_again.job_id)
 
     def _due(self, index: str, limit: int) -> Operation[list[str]]:
         return self.operation("due", limit, decode=texts, keys=[index])

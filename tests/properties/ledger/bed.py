@@ -154,7 +154,15 @@ class Bed:
     def everything(self, job_ids: Sequence[str]) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, float]], int]:
         """The records, the indices, and the number of messages."""
         keys = self.keys
-        names = (*keys.all_pending, keys.leases, keys.delayed, keys.parked, keys.deadlines, keys.failed, keys.workers)
+        names = (
+            *keys.all_pending,
+            keys.job_leases,
+            keys.delayed,
+            keys.parked,
+            keys.deadlines,
+            keys.failed,
+            keys.workers,
+        )
         with self.client.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.hgetall(keys.job(job_id))
@@ -274,7 +282,7 @@ def seen(job_id: str, keys: Keys, record: Mapping[str, str], indices: Mapping[st
 
     assert record.keys() <= DOCUMENTED, "see the docstring of the ledger"
     pending = [name for name, members in indices.items() if ":pending" in name and job_id in members]
-    lease, deadline = place(keys.leases), place(keys.deadlines)
+    lease, deadline = place(keys.job_leases), place(keys.deadlines)
     lines = {spot.split(" ")[0] for spot in indices.get(keys.parked, {})}
     assert lines == set(indices.get(keys.delayed, {})), "each line has its time, and none is empty"
     spot = record.get("spot", "")

@@ -349,7 +349,7 @@ def test_a_claim_that_is_sent_again_for_want_of_a_reply_is_the_same_claim(bed: B
     assert isinstance(again, Claimed)
     assert (again.token, again.request, again.queued_for_s) == (first.token, first.request, 5.0)
     assert [event["event"] for event in bed(bed.ledger.story("a"))] == ["queued", "claimed"]
-    assert bed.client.zscore(bed.keys.leases, "a") == START + 30_000, "by the first"
+    assert bed.client.zscore(bed.keys.job_leases, "a") == START + 30_000, "by the first"
     assert bed(bed.ledger.claim("a", "w", 30)) == NotClaimed("leased"), "by another message of the job"
     of_another = bed.ledger.claim("a", "other", 30)
     of_the_same_number = (*of_another.command[:-1], claim.command[-1])
@@ -718,8 +718,8 @@ def test_redis_itself_keeps_the_time(redis_url: str) -> None:
 
 def test_a_webhook_is_due_again_after_ever_longer_waits_and_counts_anew_for_a_new_end(bed: Bed) -> None:
     def tries() -> int | None:
-        due = bed(bed.ledger.due_hooks(10))
-        return bed(bed.ledger.take_hook(due[0], (1, 5))).tries if due else None
+        due = bed(bed.ledger.due_webhooks(10))
+        return bed(bed.ledger.take_webhook(due[0], (1, 5))).tries if due else None
 
     bed.enqueue(webhook="app")
     for _ in range(2):
@@ -732,21 +732,21 @@ def test_a_webhook_is_due_again_after_ever_longer_waits_and_counts_anew_for_a_ne
         bed(bed.ledger.replay("a"))
 
 
-def test_a_telling_is_one_workers_and_that_of_an_earlier_end_leaves_the_next_one_to_be_told(bed: Bed) -> None:
+def test_a_delivery_is_one_workers_and_that_of_an_earlier_end_leaves_the_next_one_due(bed: Bed) -> None:
     bed.enqueue(webhook="app")
     bed.settle(bed.claimed().token, JobStatus.FAILED)
-    [due] = bed(bed.ledger.due_hooks(10))
-    first = bed(bed.ledger.take_hook(due, (1,)))
-    assert bed(bed.ledger.take_hook(due, (1,))) is None
+    [due] = bed(bed.ledger.due_webhooks(10))
+    first = bed(bed.ledger.take_webhook(due, (1,)))
+    assert bed(bed.ledger.take_webhook(due, (1,))) is None
     bed(bed.ledger.replay("a"))
     bed.advance(500)
     bed.settle(bed.claimed().token, JobStatus.FAILED)
-    bed(bed.ledger.end_hook(first.telling, {"event": "webhook_told"}))
-    [due] = bed(bed.ledger.due_hooks(10))
-    second = bed(bed.ledger.take_hook(due, (1,)))
+    bed(bed.ledger.end_webhook(first.due_again, {"event": "webhook_told"}))
+    [due] = bed(bed.ledger.due_webhooks(10))
+    second = bed(bed.ledger.take_webhook(due, (1,)))
     assert (second.tries, second.result.settled_at) == (1, first.result.settled_at + 0.5)
-    bed(bed.ledger.end_hook(second.telling, {"event": "webhook_told"}))
-    assert not bed.client.exists(bed.keys.hooks)
+    bed(bed.ledger.end_webhook(second.due_again, {"event": "webhook_told"}))
+    assert not bed.client.exists(bed.keys.webhooks)
 
 
 def test_of_each_webhook_so_many_are_due_whatever_its_name(bed: Bed) -> None:
@@ -755,5 +755,5 @@ def test_of_each_webhook_so_many_are_due_whatever_its_name(bed: Bed) -> None:
         for number in range(3):
             bed.enqueue(f"{name} {number}", webhook=name)
             bed(bed.ledger.cancel(f"{name} {number}", None))
-    due = bed(bed.ledger.due_hooks(2))
+    due = bed(bed.ledger.due_webhooks(2))
     assert [(one.webhook, one.job_id) for one in due] == [(name, f"{name} {n}") for name in names for n in (0, 1)]

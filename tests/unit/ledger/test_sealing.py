@@ -120,12 +120,12 @@ def test_who_has_no_key_reads_how_a_job_ended_but_not_its_answer(redis_url: str)
     result = bed(bed.ledger.result("a"))
     assert result.response == answer
     assert result.metadata == {"ticket": "7"}
-    telling = bed(bed.ledger.due_hooks(1))[0]
-    hook = bed(bed.ledger.take_hook(telling, (0,)))
-    assert hook.result == result
+    due = bed(bed.ledger.due_webhooks(1))[0]
+    delivery = bed(bed.ledger.take_webhook(due, (0,)))
+    assert delivery.result == result
     lacking = Ledger(bed.keys)
     with pytest.raises(Unreadable, match="of job a"):
-        bed(lacking.take_hook(hook.telling, (0,)))
+        bed(lacking.take_webhook(delivery.due_again, (0,)))
     with pytest.raises(Unreadable, match="of job a"):
         bed(lacking.result("a"))
     told = bed(lacking.result("a", content=False))

@@ -33,7 +33,7 @@ def serve(bed: Bed, lane: Lane = LANE) -> list[str]:
 
 
 def nobody_waits_for_a_turn(bed: Bed) -> bool:
-    return bed.client.exists(bed.keys.turns, bed.keys.in_line) == 0
+    return bed.client.exists(bed.keys.turns, bed.keys.awaiting_turn) == 0
 
 
 def test_a_tenants_flood_leaves_another_tenants_job_a_handful_of_places_away(bed: Bed) -> None:
@@ -98,7 +98,7 @@ def test_jobs_without_a_tenant_and_few_of_one_are_all_published_at_once(bed: Bed
     flood(bed, 100, None)
     flood(bed, TURNS)
     assert len(order(bed)) == 100 + TURNS
-    assert bed.client.zcard(bed.keys.in_line) == 0
+    assert bed.client.zcard(bed.keys.awaiting_turn) == 0
 
 
 def test_turns_are_counted_by_lane(bed: Bed) -> None:
@@ -155,4 +155,4 @@ def test_of_very_many_tenants_each_is_looked_at_in_some_round(bed: Bed) -> None:
         given.update(ids)
         bed.advance(257)
     assert len(given) == 2 * TENANTS
-    assert not bed.client.exists(bed.keys.in_line)
+    assert not bed.client.exists(bed.keys.awaiting_turn)

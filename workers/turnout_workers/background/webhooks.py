@@ -1,4 +1,4 @@
-"""Telling others when a job has ended: signed as Standard Webhooks has it, again and again until they have heard.
+"""DueWebhook others when a job has ended: signed as Standard Webhooks has it, again and again until they have heard.
 
 A job names a webhook of turnout.toml, and never an address. What is to be told stands in the ledger from the moment the
 job is settled, so that nothing is lost with a worker; each telling is taken by one worker at a time.
@@ -17,7 +17,7 @@ import aiohttp
 from redis.exceptions import RedisError
 
 from turnout.errors import Unreadable
-from turnout.ledger import Coalescer, Hook, Ledger, Telling
+from turnout.ledger import Coalescer, DueWebhook, Ledger, WebhookDelivery
 from turnout.result import JobResult
 from turnout.webhook import signed
 from turnout_workers.background.tasks import run_repeatedly
@@ -59,7 +59,7 @@ class Webhooks:
     ledger: Ledger
     send: Coalescer
     current: CurrentConfig
-    _left: set[Telling] = field(default_factory=set, init=False)
+    _left: set[DueWebhook] = field(default_factory=set, init=False)
     """Due, and left to workers that can read their results."""
     _under_way: Counter[str] = field(default_factory=Counter, init=False)
     """Tellings, by webhook."""
@@ -69,57 +69,59 @@ class Webhooks:
         async with (
             _session(public=True) as public,
             _session(public=False) as any_address,
-            asyncio.TaskGroup() as tellings,
+            asyncio.TaskGroup() as deliveries,
         ):
 
             async def begin() -> None:
-                due = await self.send(self.ledger.due_hooks(MOST + len(self._left)))
-                self._left.intersection_update(due)
-                for one in due:
+                all_due = await self.send(self.ledger.due_webhooks(MOST + len(self._left)))
+                self._left.intersection_update(all_due)
+                for one in all_due:
                     # None waits for one of another webhook, which may be slow to answer.
                     if one not in self._left and self._under_way[one.webhook] < MOST:
                         self._under_way[one.webhook] += 1
-                        tellings.create_task(self._tell(one, public, any_address))
+                        deliveries.create_task(self._deliver(one, public, any_address))
 
-            await run_repeatedly(begin, EVERY_S, "the telling of webhooks")
+            await run_repeatedly(begin, EVERY_S, "webhook delivery")
 
-    async def _tell(self, telling: Telling, public: aiohttp.ClientSession, any_address: aiohttp.ClientSession) -> None:
-        job_id = telling.job_id
+    async def _deliver(
+        self, due: DueWebhook, public: aiohttp.ClientSession, any_address: aiohttp.ClientSession
+    ) -> None:
+        job_id = due.job_id
         try:
             await self.send(self.ledger.result(job_id))  # whoever can't read it takes no telling from those who can
-            hook = await self.send(self.ledger.take_hook(telling, RETRY_S))
-            if hook is not None:
+            delivery = await self.send(self.ledger.take_webhook(due, RETRY_S))
+            if delivery is not None:
                 settings = self.current.settings
-                webhook = settings.config.webhooks.get(telling.webhook)
-                if hook.result is None:
+                webhook = settings.config.webhooks.get(due.webhook)
+                if delivery.result is None:
                     why: str | None = LOST
                 elif webhook is None:
                     why = NOBODY
                 else:
                     session = any_address if webhook.private else public
-                    why = await _post(session, webhook.url, settings.secrets[telling.webhook], hook.result)
-                await self._end(hook, why)
+                    why = await _post(session, webhook.url, settings.secrets[due.webhook], delivery.result)
+                await self._end(delivery, why)
         except (Unreadable, ValueError) as error:  # sealed, or of another release
-            self._left.add(telling)
+            self._left.add(due)
             logger.error("the webhook of job %s is left to workers that can read it: %s", job_id, error)
         except (RedisError, OSError) as error:
             logger.warning("the webhook of job %s is told again, for Redis was away: %s", job_id, error)
         finally:
-            self._under_way[telling.webhook] -= 1
+            self._under_way[due.webhook] -= 1
 
-    async def _end(self, hook: Hook, why: str | None) -> None:
+    async def _end(self, delivery: WebhookDelivery, why: str | None) -> None:
         """After one telling. why: for what it was not heard; None: it was."""
-        name, _, job_id = hook.telling
+        name, _, job_id = delivery.due_again
         if why is None:
-            await self.send(self.ledger.end_hook(hook.telling, {"event": "webhook_told", "webhook": name}))
-        elif hook.tries <= len(RETRY_S) and why not in (LOST, GONE):
+            await self.send(self.ledger.end_webhook(delivery.due_again, {"event": "webhook_told", "webhook": name}))
+        elif delivery.tries <= len(RETRY_S) and why not in (LOST, GONE):
             again = "webhook %s of job %s failed, to be told again: %s"
             level = logging.WARNING if why == NOBODY else logging.INFO
             logger.log(level, again, name, job_id, why, extra={"job": job_id})
         else:
             logger.warning("webhook %s of job %s is given up: %s", name, job_id, why, extra={"job": job_id})
             event = {"event": "webhook_failed", "webhook": name, "why": why}
-            await self.send(self.ledger.end_hook(hook.telling, event))
+            await self.send(self.ledger.end_webhook(delivery.due_again, event))
 
 
 async def _post(session: aiohttp.ClientSession, url: str, secret: Secret, result: JobResult) -> str | None:

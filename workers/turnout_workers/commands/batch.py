@@ -18,7 +18,7 @@ from turnout.batch.output import check_places, write_output
 from turnout.batch.record import Record
 from turnout.batch.source import Source
 from turnout.cli import STOPPED
-from turnout.redis_trouble import trouble
+from turnout.redis_trouble import explain
 from turnout.result import dollars
 from turnout_workers.commands import file_options, screen
 from turnout_workers.commands.screen import add_row, counted, naming, print_json, standard_output, table
@@ -108,7 +108,7 @@ def watch(id: str) -> None:
         except redis.AuthenticationError:  # which redis-py has among the next
             raise
         except (redis.ConnectionError, redis.TimeoutError) as error:  # it is away, and may come back
-            line, away = trouble(error), True
+            line, away = explain(error), True
 
 
 def _look(here: Deployment, id: str) -> tuple[Record, str]:

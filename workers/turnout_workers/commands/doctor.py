@@ -11,7 +11,7 @@ import click
 from redis.exceptions import RedisError, ResponseError
 
 from turnout.errors import TurnoutError
-from turnout.redis_trouble import trouble
+from turnout.redis_trouble import explain
 from turnout_workers.commands.providers import answers_of
 from turnout_workers.commands.screen import print_json
 from turnout_workers.deployment import Deployment, deployment
@@ -54,7 +54,7 @@ def _checks() -> Iterator[tuple[bool | None, str]]:
         yield from fitness.checks(here.client.info())
         yield _restart(here)
     except RedisError as error:
-        yield False, trouble(error)
+        yield False, explain(error)
 
 
 def _restart(here: Deployment) -> tuple[bool | None, str]:

@@ -124,7 +124,7 @@ def run(source: str, output: str | None, **options: Any) -> None:
     except TurnoutError as error:
         trouble = str(error)
     except (redis.RedisError, OSError) as error:  # the latter of a full disk under the run's folder, say
-        told = str(error) if isinstance(error, OSError) else redis_trouble.trouble(error).rstrip(".")
+        told = str(error) if isinstance(error, OSError) else redis_trouble.explain(error).rstrip(".")
         trouble = f"{told}. What is done is kept; once that is mended, the same command goes on."
     this.say(f"turnout: {trouble}", "red")
     sys.exit(code)

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from turnout.redis_trouble import trouble
+from turnout.redis_trouble import explain
 from turnout_workers.commands.screen import add_row, counted, print_json, seconds, show, standard_output, table, usd
 from turnout_workers.deployment import deployment
 from turnout_workers.monitoring.overview import overview
@@ -48,7 +48,7 @@ def status(once: bool, as_json: bool) -> None:
                     seen.append(overview(here))
                     drawn: Any = Group(*_drawn(seen[-1], _pace(seen[0], seen[-1])))
                 except RedisError as error:  # it is away, and may come back
-                    drawn = Text(trouble(error))
+                    drawn = Text(explain(error))
                 live.update(drawn, refresh=True)
                 time.sleep(EVERY_S)
         except KeyboardInterrupt:

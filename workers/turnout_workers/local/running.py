@@ -124,7 +124,7 @@ def running(folder: Path, config_path: Path | None, scenario: Path | None) -> It
 def _end_old_leases(redis_url: str, keys: Keys) -> None:
     """Whoever held them has died with this Redis, which was private to them: nobody need wait for their end."""
     with connect(redis_url) as client:
-        for index in (keys.leases, keys.expiry):
+        for index in (keys.job_leases, keys.call_lease_ends):
             client.zunionstore(index, {index: 0})
 
 

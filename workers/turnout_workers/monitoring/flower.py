@@ -29,7 +29,7 @@ from tornado import template, web
 from tornado.options import options
 from yarl import URL
 
-from turnout.redis_trouble import trouble
+from turnout.redis_trouble import explain
 from turnout.request import Lane
 from turnout_workers.celery_app import celery_app
 from turnout_workers.commands.screen import usd
@@ -103,7 +103,7 @@ async def _asked(work: Callable[..., Any], argument: object) -> Any:
     try:
         return await asyncio.to_thread(work, argument)
     except RedisError as error:
-        raise web.HTTPError(503, trouble(error)) from None
+        raise web.HTTPError(503, explain(error)) from None
 
 
 def told_whole(task: Any) -> Any:

@@ -38,7 +38,7 @@ def backlog_operations(keys: Keys, accounts: Iterable[str] = ()) -> list[Operati
     """What to ask Redis, in one round trip; `backlog` makes sense of the replies. The last tells of `accounts`, too."""
     return [
         *(call for lane in Lane for call in _lane_operations(keys, lane)),
-        Operation(("ZCARD", keys.leases), int),
+        Operation(("ZCARD", keys.job_leases), int),
         Operation(("ZCARD", keys.parked), int),
         Operation(("HGETALL", keys.counts), _counts),
         accounts_operation(keys, ["total", *accounts]),
@@ -48,7 +48,7 @@ def backlog_operations(keys: Keys, accounts: Iterable[str] = ()) -> list[Operati
 def _lane_operations(keys: Keys, lane: Lane) -> tuple[Operation[Any], ...]:
     return (
         Operation(("ZCARD", keys.pending(lane)), int),
-        Operation(("ZLEXCOUNT", keys.in_line, f"[{lane} ", f"({lane}!"), int),
+        Operation(("ZLEXCOUNT", keys.awaiting_turn, f"[{lane} ", f"({lane}!"), int),
         Operation(("ZRANGE", keys.pending(lane), 0, 0, "WITHSCORES"), _oldest),
     )
 

@@ -74,11 +74,11 @@ class RedisFleetStore:
 
     def _leasing(self) -> tuple[str, ...]:
         """The first keys of the scripts that begin and end leases."""
-        return (self._keys.endpoints, self._keys.money, self._keys.expiry)
+        return (self._keys.endpoints, self._keys.money, self._keys.call_lease_ends)
 
     async def admit(self, ask: Ask) -> Admission:
         places = [k for bid in ask.bids for k in _places(self._keys, bid.endpoint_id, bid.shared_limits != UNLIMITED)]
-        keys = [*self._leasing(), self._keys.lease(ask.lease_id), self._keys.ceilings, *places]
+        keys = [*self._leasing(), self._keys.call_lease(ask.lease_id), self._keys.ceilings, *places]
         if ask.fence:
             batch = [self._keys.batch(ask.fence.batch)] if ask.fence.batch else []
             keys += [*batch, self._keys.job(ask.fence.job_id), self._keys.story(ask.fence.job_id)]
@@ -86,25 +86,29 @@ class RedisFleetStore:
         return await self._run("admit", keys, [sent], lambda r: _admission(ask.lease_id, r), repeatable=True)
 
     async def report(self, report: Report) -> Counters:
-        endpoint, lease = report.endpoint_id, self._keys.lease(report.lease_id)
+        endpoint, lease = report.endpoint_id, self._keys.call_lease(report.lease_id)
         keys = (*self._leasing(), lease, self._keys.latencies, *_places(self._keys, endpoint, True))
         args = (REPORT.dump_json(report, exclude_none=True), latency.bucket(report.latency_s or 0.0))
         return await self._run("report", keys, args, _counters)
 
     async def renew(self, lease_ids: Sequence[str], ttl_s: float) -> None:
         if lease_ids:
-            keys = (self._keys.endpoints, self._keys.expiry, *map(self._keys.lease, lease_ids))
+            keys = (self._keys.endpoints, self._keys.call_lease_ends, *map(self._keys.call_lease, lease_ids))
             await self._run("renew", keys, (ms(ttl_s), *lease_ids), nothing)
 
     async def expire(self, limit: int = 1000) -> int:
         listing = Script.load("turnout.ledger", "due", self._prelude)  # so that `expire` can be told their keys
-        due = await self._send(listing.operation([self._keys.expiry], [limit], texts))
+        due = await self._send(listing.operation([self._keys.call_lease_ends], [limit], texts))
         if not due:
             return 0
         keys = list(self._leasing())
         for member in due:
             endpoint, lease = member.split(" ", 1)
-            keys += [self._keys.lease(lease), self._keys.calls(endpoint), self._keys.calls(account_id(endpoint))]
+            keys += [
+                self._keys.call_lease(lease),
+                self._keys.call_starts(endpoint),
+                self._keys.call_starts(account_id(endpoint)),
+            ]
         return await self._run("expire", keys, due, int)
 
     async def eject(self, endpoint_id: str, open_s: float, reason: str) -> bool:
@@ -140,7 +144,7 @@ class RedisFleetStore:
 def _places(keys: Keys, endpoint_id: str, shared: bool) -> tuple[str, ...]:
     """The keys in which a call to an endpoint is counted; `shared`: those of its account, too."""
     names = (endpoint_id, account_id(endpoint_id)) if shared else (endpoint_id,)
-    return tuple(key(name) for name in names for key in (keys.usage, keys.calls))
+    return tuple(key(name) for name in names for key in (keys.usage, keys.call_starts))
 
 
 def mark_operation(

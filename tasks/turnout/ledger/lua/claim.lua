@@ -1,7 +1,7 @@
 #!lua
 -- Take a queued job for one worker: the token grows, and fences whoever held it before. Not while Redis is out of
 -- memory: no call would be admitted, and the lease would run out again and again, as with a job that kills its workers.
--- KEYS  job, leases, story, turns, in_line, turns_each, parked, all_lanes
+-- KEYS  job, job_leases, story, turns, awaiting_turn, turns_each, parked, all_lanes
 -- ARGV  id, owner, time to live (ms), the number of this claim among the owner's, then the names of the keys that it has
 -- Returns {state} if it is not to be had, {'unknown_key', key} if the worker couldn't read it, else
 --         {'claimed', token, waited ms, id of the job whose turn is next ('': none), 1 if any job is parked,
@@ -25,7 +25,7 @@ if seal then
 end
 
 token = token + 1
-redis.call('ZADD', KEYS.leases, NOW + ARGV[3], ARGV[1])
+redis.call('ZADD', KEYS.job_leases, NOW + ARGV[3], ARGV[1])
 redis.call('ZREM', (of_lane(lane)), ARGV[1])
 redis.call('HSET', KEYS.job, 'state', 'leased', 'owner', ARGV[2], 'claim', ARGV[4], 'token', token)
 redis.call('HDEL', KEYS.job, 'republished')

@@ -1,6 +1,6 @@
 #!lua
 -- Accept a job and publish its message, both or neither.
--- KEYS  job, deadlines, counts, story, intake, turns, in_line, turns_each, batch, all_lanes
+-- KEYS  job, deadlines, counts, story, intake, turns, awaiting_turn, turns_each, batch, all_lanes
 -- ARGV  id, fingerprint, deadline (ms, 0: none), deadline from now (ms, 0: none), 1 to publish the message,
 --       1 if it is of a detached batch, then fields and values of the record
 -- Returns {outcome, state}: queued | duplicate | conflict | cancelled | full | expired

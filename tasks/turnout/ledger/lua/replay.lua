@@ -1,7 +1,7 @@
 #!lua
 -- Run a settled job again that did not succeed: from the start, accepted anew and so behind what waits, without its old
 -- deadline, and in its tenant's turn. Its story goes on, and keeps when it first came and how the run before ended.
--- KEYS  job, failed, counts, story, result, stream, batch, turns, in_line, turns_each, all_lanes
+-- KEYS  job, failed, counts, story, result, stream, batch, turns, awaiting_turn, turns_each, all_lanes
 -- ARGV  id
 -- Returns 1, or 0 if it is gone, live or succeeded
 local version, state, result = record('v', 'state', 'result')

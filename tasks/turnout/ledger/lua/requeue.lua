@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Give a held job back to its lane's front: after a failure, to be done elsewhere, or when a worker stops.
--- KEYS  job, leases, story, all_lanes
+-- KEYS  job, job_leases, story, all_lanes
 -- ARGV  id, token, progress (JSON), event (JSON fields), requeues to add (0 or 1)
 -- Returns 1, or 0 if it is no longer this worker's
 if not let_go(ARGV[1], ARGV[2], ARGV[3]) then return 0 end

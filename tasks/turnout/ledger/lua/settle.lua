@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- End a job, once: store its result, for the ledger and for Celery, and tell who waits. An answer, which may be large,
 -- is stored once, in Celery's record.
--- KEYS  job, leases, delayed, deadlines, failed, counts, story, result, done, turns, in_line, stream, hooks, parked,
---       batch, retention, all_lanes
+-- KEYS  job, job_leases, delayed, deadlines, failed, counts, story, result, done, turns, awaiting_turn, stream,
+--       webhooks, parked, batch, retention, all_lanes
 -- ARGV  id, authority, token, status, result (JSON; '' of a success), Celery's record (JSON), event (JSON fields),
 --       time to live (ms), the same if failed (ms) should that be longer, batch ('': none)
 -- A job that isn't ended by its worker is kept as long as workers have told: whoever cancels may not know.
@@ -59,7 +59,7 @@ if by_worker then gone[#gone + 1] = 'progress' end
 if authority == 'token' then gone[#gone + 1] = 'unheard' end -- of an end before a replay
 if status == 'succeeded' then gone[#gone + 1], gone[#gone + 2] = 'payload', 'embed' end
 redis.call('HDEL', KEYS.job, unpack(gone))
-if is_held(state) then redis.call('ZREM', KEYS.leases, id) end
+if is_held(state) then redis.call('ZREM', KEYS.job_leases, id) end
 if deadline ~= '0' then redis.call('ZREM', KEYS.deadlines, id) end
 if spot then unpark(spot) end
 if turn then end_turn(turn) end
@@ -92,9 +92,9 @@ if streams then
   redis.call('PEXPIRE', KEYS.stream, ttl)
 end
 if webhook then
-  local hook = webhook .. ' ' .. NOW .. ' ' .. id
-  redis.call('HSET', KEYS.job, 'hook', hook)
-  redis.call('ZADD', KEYS.hooks, 0, hook)
+  local delivery = webhook .. ' ' .. NOW .. ' ' .. id
+  redis.call('HSET', KEYS.job, 'hook', delivery)
+  redis.call('ZADD', KEYS.webhooks, 0, delivery)
 end
 tell_all(watchers, id)
 return {outcome, state}

@@ -71,17 +71,17 @@ local function take_turn(id)
   local free = turns_left(lane .. ' ' .. tenant) > 0
   local turn = table.concat({lane, tenant, accepted, id}, ' ')
   redis.call('HSET', KEYS.job, 'turn', turn)
-  redis.call('ZADD', free and KEYS.turns or KEYS.in_line, 0, turn)
+  redis.call('ZADD', free and KEYS.turns or KEYS.awaiting_turn, 0, turn)
   return free
 end
 
 -- Give a turn that came free to the next in line, whose message is still to be published: until then it counts as
 -- queued without one, so that it is found should nobody do it.
 local function next_turn(whose)
-  local turn = first_in(KEYS.in_line, under(whose))
+  local turn = first_in(KEYS.awaiting_turn, under(whose))
   if not turn then return nil end
   local lane, id = string.match(turn, '^(%S+) %S* %d+ (.*)$')
-  redis.call('ZREM', KEYS.in_line, turn)
+  redis.call('ZREM', KEYS.awaiting_turn, turn)
   redis.call('ZADD', KEYS.turns, 0, turn)
   redis.call('ZADD', (of_lane(lane)), NOW, id)
   return id
@@ -90,7 +90,7 @@ end
 local function end_turn(turn)
   redis.call('HDEL', KEYS.job, 'turn')
   redis.call('ZREM', KEYS.turns, turn)
-  redis.call('ZREM', KEYS.in_line, turn)
+  redis.call('ZREM', KEYS.awaiting_turn, turn)
 end
 
 -- Parked jobs that wait for the same thing stand in one line, the first accepted first: `parked` is ordered by text,
@@ -123,12 +123,12 @@ local function let_go(id, token, progress)
   local state, current = record('state', 'token')
   if not is_held(state) or token ~= current then return false end
   redis.call('HSET', KEYS.job, 'progress', progress)
-  redis.call('ZREM', KEYS.leases, id)
+  redis.call('ZREM', KEYS.job_leases, id)
   return true
 end
 
 local function has_lapsed(id, state)
-  return is_held(state) and tonumber(redis.call('ZSCORE', KEYS.leases, id)) <= NOW
+  return is_held(state) and tonumber(redis.call('ZSCORE', KEYS.job_leases, id)) <= NOW
 end
 
 -- Values of RESULT, nothing of a job that goes on. Of a success, Celery's record has the result.

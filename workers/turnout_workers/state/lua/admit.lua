@@ -1,6 +1,6 @@
 -- Lease the first bid that has room, or say what stands in each one's way, and until when.
 --
--- KEYS  endpoints, money, expiry, lease, ceilings, then usage and calls of each bid's endpoint, and of its account
+-- KEYS  endpoints, money, call_lease_ends, call_lease, ceilings, then usage and calls of each bid's endpoint, and of its account
 --       too if it has shared limits, and last, if the admission is fenced, record and story of the job, before
 --       them the record of its batch
 -- ARGV  the ask as JSON, an `Ask` of store.py without what is as by default
@@ -205,8 +205,8 @@ local function grant(bid, loads, probe)
   end
   local call = {endpoint = bid.endpoint_id, at = NOW, probe = probe, use = use, buckets = buckets,
     charged = loads[1].usage.charged}
-  redis.call('HSET', KEYS.lease, 'call', cmsgpack.pack(call), 'cost', cost, 'accounts', cjson.encode(accounts))
-  redis.call('ZADD', KEYS.expiry, ends_at, bid.endpoint_id .. ' ' .. ask.lease_id)
+  redis.call('HSET', KEYS.call_lease, 'call', cmsgpack.pack(call), 'cost', cost, 'accounts', cjson.encode(accounts))
+  redis.call('ZADD', KEYS.call_lease_ends, ends_at, bid.endpoint_id .. ' ' .. ask.lease_id)
   return {'granted', bid.endpoint_id, NOW, math.min(probe, 1)}
 end
 
@@ -214,7 +214,7 @@ if ask.fence then
   local token, state = unpack(redis.call('HMGET', KEYS[#KEYS - 1], 'token', 'state'))
   if tonumber(token or nil) ~= ask.fence.token or (state ~= 'leased' and state ~= 'calling') then return {'fenced'} end
 end
-local held, expired = unpack(redis.call('HMGET', KEYS.lease, 'call', 'expired'))
+local held, expired = unpack(redis.call('HMGET', KEYS.call_lease, 'call', 'expired'))
 if expired then return {'fenced'} end
 if held then -- a repeated admission, its first answer was lost
   local call = cmsgpack.unpack(held)

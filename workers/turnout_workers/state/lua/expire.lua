@@ -2,12 +2,12 @@
 -- End leases that were not renewed: their places are free, their reservations unsure. The lease itself is kept
 -- for a day, so that a late report finds what to move.
 --
--- KEYS  endpoints, money, expiry, then of each lease: itself, calls of its endpoint, calls of its account
+-- KEYS  endpoints, money, call_lease_ends, then of each lease: itself, calls of its endpoint, calls of its account
 -- ARGV  `ENDPOINT LEASE` of each, in the order of their keys
 -- Returns how many
 local ended = 0
 for i, member in ipairs(ARGV) do
-  local score = tonumber(redis.call('ZSCORE', KEYS.expiry, member) or nil)
+  local score = tonumber(redis.call('ZSCORE', KEYS.call_lease_ends, member) or nil)
   if score and score <= NOW then -- neither renewed nor reported meanwhile
     local lease_key, calls_key, shared_key = KEYS[1 + 3 * i], KEYS[2 + 3 * i], KEYS[3 + 3 * i]
     local endpoint, id = string.match(member, '^(%S+) (.*)$')
@@ -15,7 +15,7 @@ for i, member in ipairs(ARGV) do
     for _, account in ipairs(cjson.decode(accounts or '[]')) do book(account, {reserved = -cost, unsure = cost}) end
     redis.call('HSET', lease_key, 'expired', 1)
     redis.call('PEXPIRE', lease_key, DAY.width * DAY.span)
-    redis.call('ZREM', KEYS.expiry, member)
+    redis.call('ZREM', KEYS.call_lease_ends, member)
     redis.call('ZREM', calls_key, id)
     redis.call('ZREM', shared_key, id)
     local known = known_of(endpoint)

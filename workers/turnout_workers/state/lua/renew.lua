@@ -1,15 +1,15 @@
 #!lua flags=allow-oom
 -- Prolong the leases that have not expired.
 --
--- KEYS  endpoints, expiry, then the leases
+-- KEYS  endpoints, call_lease_ends, then the leases
 -- ARGV  ttl (ms), then the lease ids, in the order of their keys
 for i = 2, #ARGV do
   local held = redis.call('HGET', KEYS[i + 1], 'call')
   local call = held and cmsgpack.unpack(held) or {}
   local member = (call.endpoint or '') .. ' ' .. ARGV[i]
-  local ends_at = redis.call('ZSCORE', KEYS.expiry, member)
+  local ends_at = redis.call('ZSCORE', KEYS.call_lease_ends, member)
   if ends_at and tonumber(ends_at) > NOW then
-    redis.call('ZADD', KEYS.expiry, NOW + ARGV[1], member)
+    redis.call('ZADD', KEYS.call_lease_ends, NOW + ARGV[1], member)
     local known = call.probe > 0 and known_of(call.endpoint)
     if known and known[PROBE] == call.probe then
       known[PROBE_UNTIL] = NOW + ARGV[1]

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- End a lease: free its place, correct tokens and money to what was used, count the outcome.
 --
--- KEYS  endpoints, money, expiry, lease, latencies, usage, calls, account_usage, account_calls
+-- KEYS  endpoints, money, call_lease_ends, call_lease, latencies, usage, calls, account_usage, account_calls
 -- ARGV  the report as JSON, a `Report` of store.py without what is None; the bucket of its latency
 -- Returns {now, consecutive failures, those as they began, error rate, error weight, probe}
 -- Of the endpoint, and of its account.
@@ -17,11 +17,11 @@ local function counters(probe)
   return {NOW, known[CONSECUTIVE], as_begun, string.format('%.17g', rate), string.format('%.17g', weight), probe}
 end
 
-local held, cost, accounts, late = unpack(redis.call('HMGET', KEYS.lease, 'call', 'cost', 'accounts', 'expired'))
+local held, cost, accounts, late = unpack(redis.call('HMGET', KEYS.call_lease, 'call', 'cost', 'accounts', 'expired'))
 local call = held and cmsgpack.unpack(held) or {}
 if call.endpoint ~= report.endpoint_id then return counters(0) end -- reported before, or forgotten
-redis.call('DEL', KEYS.lease)
-redis.call('ZREM', KEYS.expiry, report.endpoint_id .. ' ' .. report.lease_id)
+redis.call('DEL', KEYS.call_lease)
+redis.call('ZREM', KEYS.call_lease_ends, report.endpoint_id .. ' ' .. report.lease_id)
 for i in ipairs(call.buckets) do redis.call('ZREM', calls_keys[i], report.lease_id) end
 count_calls(known, KEYS.calls)
 

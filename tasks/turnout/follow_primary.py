@@ -1,5 +1,5 @@
-"""Connections that follow the primary. In a failover the old one may keep its connections open, as a replica that
-takes no writes, while its address, or Sentinel, leads to the new one; redis-py alone would stay there for ever."""
+"""Connections that follow the primary. After a failover the old one may keep its connections open, as a replica that
+takes no writes, while its address, or Sentinel, leads to the new one. redis-py alone would stay there for ever."""
 
 from __future__ import annotations
 
@@ -14,47 +14,48 @@ REPLICA = "a replica answered, which takes no writes"
 
 
 def follow(pool: Any) -> None:
-    """Let the pool's connections end once their server turns out to be a replica, so that they are made anew."""
+    """Make the pool drop a connection as soon as its server turns out to be a replica, so that the next one goes to the
+    new primary."""
     blocking = isinstance(pool, redis.ConnectionPool)
-    found: tuple[type, ...] = (_Leaving if blocking else _AsyncLeaving, pool.connection_class)
+    bases: tuple[type, ...] = (_LeaveReplica if blocking else _AsyncLeaveReplica, pool.connection_class)
     if isinstance(pool, redis.sentinel.SentinelConnectionPool | redis.asyncio.sentinel.SentinelConnectionPool):
-        found = (_Asking if blocking else _AsyncAsking, *found)
-    pool.connection_class = type(pool.connection_class.__name__, found, {})
+        bases = (_AskSentinelAgain if blocking else _AsyncAskSentinelAgain, *bases)
+    pool.connection_class = type(pool.connection_class.__name__, bases, {})
 
 
-def _of_a_replica(error: ResponseError) -> bool:
-    """UNBLOCKED: what a server that becomes one tells those that wait in a BLPOP."""
+def _is_from_replica(error: ResponseError) -> bool:
+    """UNBLOCKED: what a client blocked in BLPOP gets when its server becomes a replica."""
     return isinstance(error, ReadOnlyError | MasterDownError) or str(error).startswith("UNBLOCKED")
 
 
-class _Leaving:
+class _LeaveReplica:
     disconnect: Any
 
     def read_response(self, *args: Any, **options: Any) -> Any:
         try:
             return super().read_response(*args, **options)  # type: ignore[misc]
         except ResponseError as error:
-            if _of_a_replica(error):
+            if _is_from_replica(error):
                 self.disconnect()
                 raise redis.ConnectionError(REPLICA) from None
             raise
 
 
-class _AsyncLeaving:
+class _AsyncLeaveReplica:
     disconnect: Any
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
         try:
             return await super().read_response(*args, **options)  # type: ignore[misc]
         except ResponseError as error:
-            if _of_a_replica(error):
+            if _is_from_replica(error):
                 await self.disconnect(nowait=True)
                 raise redis.ConnectionError(REPLICA) from None
             raise
 
 
-class _Asking:
-    """Asks Sentinel also when a connection is lost between two tries: redis-py goes back to the server that it knew."""
+class _AskSentinelAgain:
+    """Asks Sentinel also when a connection is lost between two tries; redis-py goes back to the server that it knew."""
 
     _connect_retry: Any
 
@@ -63,7 +64,7 @@ class _Asking:
         super().send_packed_command(*args, **options)  # type: ignore[misc]
 
 
-class _AsyncAsking:
+class _AsyncAskSentinelAgain:
     _connect_retry: Any
 
     async def send_packed_command(self, *args: Any, **options: Any) -> None:
