@@ -95,6 +95,10 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (400, {}, openai("Function tools with reasoning_effort are not supported for m in /v1/c"), K.UNSUPPORTED),
         (400, {}, openai("Invalid schema for response_format 'answer': In context=()"), K.UNSUPPORTED),
         (
+            400, {}, openai("You uploaded an unsupported image. Please make sure your image has of one the following "
+                            "formats: ['png', 'jpeg', 'gif', 'webp'].", code="invalid_image_format"), K.UNSUPPORTED,
+        ),
+        (
             400, {}, openai("Invalid 'messages[2]'. Image URLs are only allowed for messages with role 'user', but "
                             "this message with role 'tool' contains an image URL."), K.UNSUPPORTED,
         ),
@@ -256,6 +260,8 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (400, {}, said_by_vllm("max_tokens=100000 cannot be greater than max_model_len=1024. Please request fewer "
                                "output tokens. (parameter=max_tokens, value=100000)", "max_tokens"), K.CONTEXT_LENGTH),
         (400, {}, said_by_vllm("tiny-qwen is not a multimodal model"), K.UNSUPPORTED),
+        (400, {}, {"object": "error", "message": "At most 1 image(s) may be provided in one request.",
+                   "type": "BadRequestError", "param": None, "code": 400}, K.UNSUPPORTED),
         # `transformers serve` 5.19, as it ran: it has one model
         (400, {}, {"detail": "Server is pinned to '/models/tiny-qwen'; requested 'tiny'."}, K.MODEL_NOT_FOUND),
         (
@@ -269,6 +275,7 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (404, {}, openai("model 'm' not found, try pulling it first", "api_error"), K.MODEL_NOT_FOUND),
         (404, {}, {"error": "model 'm' not found"}, K.MODEL_NOT_FOUND),
         (400, {}, openai("m does not support tools", "api_error"), K.UNSUPPORTED),
+        (400, {}, openai("invalid image input"), K.UNSUPPORTED),
     ],
     "llamacpp": [
         (400, {}, {"error": {"code": 400, "type": "exceed_context_size_error", "message": "no"}}, K.CONTEXT_LENGTH),
@@ -285,6 +292,18 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (403, {}, anthropic("permission_error", "not for your key"), K.FORBIDDEN, None, "a"),
         (404, {}, anthropic("not_found_error", "model: m"), K.MODEL_NOT_FOUND),
         (409, {}, anthropic("conflict_error"), K.CONFLICT),
+        (
+            400, {}, anthropic("invalid_request_error", "messages.0.content.1.image.source.base64.media_type: Input "
+                               "should be 'image/jpeg', 'image/png', 'image/gif' or 'image/webp'"), K.UNSUPPORTED,
+        ),
+        (
+            400, {}, anthropic("invalid_request_error", "messages.7.content.2.image.source.base64.data: At least one "
+                               "of the image dimensions exceed max allowed size: 8000 pixels"), K.UNSUPPORTED,
+        ),
+        (
+            400, {}, anthropic("invalid_request_error", "messages.1.content: 'image' blocks are not permitted within "
+                               "assistant turns"), K.UNSUPPORTED,
+        ),
         (413, {}, anthropic("request_too_large"), K.CONTEXT_LENGTH),
         (429, {"retry-after": "12"}, anthropic("rate_limit_error"), K.RATE_LIMITED, 12),
         (
@@ -334,6 +353,7 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (400, {}, [gemini("FAILED_PRECONDITION", "enable billing")], K.BILLING),
         (400, {}, gemini("INVALID_ARGUMENT", "The input token count (9) exceeds the maximum"), K.CONTEXT_LENGTH),
         (400, {}, gemini("INVALID_ARGUMENT", "contents is not specified"), K.INVALID_REQUEST),
+        (400, {}, gemini("INVALID_ARGUMENT", "Unsupported MIME type: image/gif"), K.UNSUPPORTED),
         (429, {}, gemini("RESOURCE_EXHAUSTED", "q", quota("PerMinutePerModel"), RETRY), K.RATE_LIMITED, 26),
         (429, {}, [gemini("RESOURCE_EXHAUSTED", "q", quota("PerMinutePerModel"), RETRY)], K.RATE_LIMITED, 26),
         (429, {}, gemini("RESOURCE_EXHAUSTED", "q", quota("RequestsPerDay"), RETRY), K.QUOTA_EXHAUSTED, 26),

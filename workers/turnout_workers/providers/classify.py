@@ -78,6 +78,9 @@ _UNSUPPORTED_WORDS = (
     "output_config.format", "compiled grammar is too large", "too many states for serving",
     "must be passed back to the api",
 )  # fmt: skip
+_ABOUT_IMAGES = ("image", "mime type")
+"""What vendors take of images differs in format, number, size and place, and each says so in words of its own: where a
+refusal is about them, another vendor may see them."""
 _OPTIONAL = {name: name for name in ("temperature", "top_p", "stop", "seed", "reasoning_effort", "stream")}
 _OPTIONAL |= dict.fromkeys(("effort", "reasoningeffort", "thinking", "thinking_level"), "reasoning_effort")
 _OPTIONAL |= dict.fromkeys(("reasoning value", "think value"), "reasoning_effort")
@@ -184,7 +187,7 @@ def classify_response(
         _parameter(body, words) == "reasoning_effort"
     ):  # of which each server knows some values, and refuses in its words
         return replace(failure(FailureKind.UNSUPPORTED), parameter="reasoning_effort")
-    return failure(FailureKind.INVALID_REQUEST)
+    return failure(FailureKind.UNSUPPORTED if says(_ABOUT_IMAGES) else FailureKind.INVALID_REQUEST)
 
 
 def _parameter(body: Any, words: str) -> str | None:
