@@ -28,7 +28,7 @@ def is_inline(url: Any) -> bool:
 class ImageUrl(Value):
     url: str
     """A `data:` URI. Remote addresses are refused: a job can't make a worker or a provider fetch a URL."""
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
 
     @field_validator("url")
     @classmethod

@@ -162,7 +162,7 @@ async def test_what_a_provider_does_not_take_is_dropped_or_refused(http: Http, s
 @pytest.mark.parametrize(
     ("kind", "dialect", "roles"),
     [
-        ("anthropic", "anthropic", ("system", "developer")),
+        ("anthropic", "anthropic", ("system", "developer", "assistant")),
         ("gemini", "gemini", ("system", "developer", "tool")),
         ("openai", "openai", ("system", "developer", "assistant", "tool")),
         ("openai", "azure", ("system", "developer", "assistant", "tool")),
@@ -171,7 +171,8 @@ async def test_what_a_provider_does_not_take_is_dropped_or_refused(http: Http, s
 async def test_an_image_where_a_format_has_texts_alone_is_dropped_or_refused(
     kind: str, dialect: str, roles: tuple[str, ...], http: Http
 ) -> None:
-    """OpenAI: "Image URLs are only allowed for messages with role 'user'"."""
+    """OpenAI: "Image URLs are only allowed for messages with role 'user'"; Claude: "'image' blocks are not permitted
+    within assistant turns"."""
     there = replace(config(kind, ""), dialect=dialect)
     shown = [
         {"type": "text", "text": "Look"},
@@ -600,6 +601,69 @@ async def test_a_jpeg_is_told_by_the_name_of_its_type(http: Http) -> None:
     _, gemini, _ = await sent(config("gemini", ""), asked, http)
     ((block,), (part,)) = claude["messages"][0]["content"], gemini["contents"][0]["parts"]
     assert block["source"]["media_type"] == part["inlineData"]["mimeType"] == "image/jpeg"
+
+
+def with_images(*details: str | None, media_type: str = "image/png", **fields: Any) -> dict[str, Any]:
+    url = f"data:{media_type};base64,iVBOR"
+    images = [{"type": "image_url", "image_url": {"url": url, "detail": detail}} for detail in details]
+    return {"messages": [{"role": "user", "content": images}], **fields}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "media_type", "is_taken"),
+    [
+        ("openai", "image/gif", True),
+        ("openai", "image/heic", False),
+        ("azure", "image/heic", False),
+        ("vllm", "image/heic", True),
+        ("anthropic", "image/webp", True),
+        ("anthropic", "image/heic", False),
+        ("gemini", "image/heic", True),
+        ("gemini", "image/gif", False),
+    ],
+)
+async def test_an_image_of_a_type_that_a_vendor_refuses_is_not_sent_there(
+    dialect: str, media_type: str, is_taken: bool, http: Http
+) -> None:
+    kind = DIALECTS[dialect].kind
+    there = replace(config(kind, ""), dialect=dialect)
+    if is_taken:
+        await sent(there, with_images(None, media_type=media_type), http)
+        return
+    with pytest.raises(ProviderError, match=f"{kind} takes no {media_type}") as error:
+        await sent(there, with_images(None, media_type=media_type), http)
+    assert error.value.failure.kind is K.UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("kind", "details", "resolution", "is_warned"),
+    [
+        ("gemini", ("low", "low"), "MEDIA_RESOLUTION_LOW", False),
+        ("gemini", ("low", "high"), None, True),
+        ("gemini", ("auto", "high", "original", None), None, False),
+        ("anthropic", ("low",), None, True),
+        ("anthropic", ("auto", "high", "original", None), None, False),
+    ],
+)
+async def test_a_detail_that_a_format_cannot_tell_is_not_dropped_in_silence(
+    kind: str, details: tuple[str | None, ...], resolution: str | None, is_warned: bool, http: Http
+) -> None:
+    """Whoever asks for the low one wants to save money."""
+    _, body, warnings = await sent(config(kind, ""), with_images(*details), http)
+    assert body.get("generationConfig", {}).get("mediaResolution") == resolution
+    assert bool(warnings) == is_warned
+    if is_warned:
+        with pytest.raises(ProviderError) as error:
+            await sent(config(kind, ""), with_images(*details, on_unsupported="fail"), http)
+        assert error.value.failure.kind is K.UNSUPPORTED
+
+
+@pytest.mark.parametrize(("dialect", "detail"), [("openai", "original"), ("azure", "original"), ("vllm", "high")])
+async def test_the_original_detail_is_sent_where_it_is_known_and_else_the_highest(
+    dialect: str, detail: str, http: Http
+) -> None:
+    _, body, _ = await sent(replace(config("openai", ""), dialect=dialect), with_images("original", "low"), http)
+    assert [part["image_url"]["detail"] for part in body["messages"][0]["content"]] == [detail, "low"]
 
 
 @pytest.mark.parametrize("written", ["[" * 1500, '{"a":', "[1]", "null", ""])

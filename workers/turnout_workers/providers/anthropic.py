@@ -47,6 +47,8 @@ US_SURCHARGE = 1.1
 """By what all prices are multiplied where a call must be, and was, served in the US."""
 JSON_ONLY = "Answer with one JSON object and nothing else: no other word, no code fence."
 """Said to the model, for the format has no mode of its own for that."""
+TEXT_ONLY_ROLES = ("system", "developer", "assistant")
+"""Roles in whose messages images are refused."""
 CALL_ID = re.compile("[a-zA-Z0-9_-]+")
 """Of a tool's call. Kimi's, for one, look otherwise: `functions.weather:0`."""
 TOOL_CHOICE = {"auto": "auto", "none": "none", "required": "any"}
@@ -73,7 +75,9 @@ class AnthropicConnector(Connector):
         if request.is_embedding:
             raise ProviderError.unsupported(f"{self.name} has no embeddings")
         limit = request.max_output_tokens or endpoint.max_output_tokens or DEFAULT_MAX_TOKENS
-        draft.warn_about_images("system", "developer")
+        draft.warn_about_images(*TEXT_ONLY_ROLES)
+        if "low" in draft.image_details():
+            draft.supports("the detail of an image")
         told, turns = conversation(request, "assistant", _blocks)
         messages = [{"role": role, "content": said} for role, said in turns]
         body: dict[str, Any] = {"model": endpoint.served_model, "max_tokens": limit, "messages": messages}
@@ -196,7 +200,7 @@ def _blocks(message: Message) -> list[dict[str, Any]]:
         if isinstance(part, TextPart):
             if part.text.strip():  # Anthropic takes no blank one
                 blocks.append({"type": "text", "text": part.text})
-        elif isinstance(part, ImagePart):
+        elif isinstance(part, ImagePart) and message.role not in TEXT_ONLY_ROLES:
             media_type, data = part.inline
             source = {"type": "base64", "media_type": media_type, "data": data}
             blocks.append({"type": "image", "source": source})

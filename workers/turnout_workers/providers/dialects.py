@@ -15,6 +15,7 @@ from turnout.request import OPENAI_FIELDS
 PARAMETERS = frozenset({"temperature", "top_p", "stop", "seed", "dimensions", "reasoning_effort"})
 PARAMETERS |= {"tools", "tool_choice", "json_schema", "json_object"}
 
+WEB_IMAGES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"})
 STANDARD_LIMITS = {"x-ratelimit-{}-requests": "requests_per_minute", "x-ratelimit-{}-tokens": "tokens_per_minute"}
 """Names of response headers, in which `{}` stands for `limit`, `remaining` or `reset`, and the field of `Limits` that
 each of them is about."""
@@ -38,6 +39,10 @@ class Dialect:
     parameters: frozenset[str] = PARAMETERS
     no_reasoning: Mapping[str, Any] | None = None
     """What asks for none in place of the effort `none`, which is then not known."""
+    image_types: frozenset[str] = frozenset()
+    """Of images that it takes; empty: not known, so that all are sent."""
+    original_images: bool = False
+    """Knows the detail `original` of images, for which others are sent `high`."""
     text_only_roles: tuple[str, ...] = ()
     """Roles in whose messages images are refused."""
     wants_reasoning_back: bool = False
@@ -66,6 +71,8 @@ def _hosted(name: str, base_url: str, **special: Any) -> tuple[str, Dialect]:
 _LIKE_OPENAI: dict[str, Any] = {"max_tokens": "max_completion_tokens"}
 _OPENAIS_OWN = _LIKE_OPENAI | {
     "parameters": PARAMETERS | OPENAI_FIELDS,
+    "image_types": WEB_IMAGES,
+    "original_images": True,
     "text_only_roles": ("system", "developer", "assistant", "tool"),
 }
 DIALECTS: dict[str, Dialect] = dict(
@@ -142,6 +149,7 @@ DIALECTS: dict[str, Dialect] = dict(
             auth_header="x-api-key",
             auth_prefix="",
             parameters=PARAMETERS - {"seed", "dimensions"},
+            image_types=WEB_IMAGES,
             health_path="/v1/models",
             limit_headers={
                 "anthropic-ratelimit-requests-{}": "requests_per_minute",
@@ -157,6 +165,7 @@ DIALECTS: dict[str, Dialect] = dict(
             key_variables=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
             auth_header="x-goog-api-key",
             auth_prefix="",
+            image_types=WEB_IMAGES - {"image/gif"} | {"image/heic", "image/heif"},
             limit_headers={},  # it sends none
             price_id="google",
         ),

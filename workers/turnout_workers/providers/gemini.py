@@ -89,6 +89,11 @@ def _body(request: InferenceRequest, draft: RequestDraft, model: str) -> dict[st
         level = THINKING_LEVEL.get(effort, effort)
         tokens = THINKING_TOKENS.get(effort, THINKING_TOKENS[level])
         options["thinkingConfig"] = {"thinkingBudget": tokens} if BUDGETED.match(model) else {"thinkingLevel": level}
+    details = draft.image_details()
+    if details == {"low"}:
+        options["mediaResolution"] = "MEDIA_RESOLUTION_LOW"
+    elif "low" in details:  # one of all images is for this format to set, and what it does unasked is "high"
+        draft.supports("the detail of one image among others")
     wanted = request.response_format
     if wanted.type != "text" and draft.supports(wanted.type):
         options["responseMimeType"] = "application/json"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from turnout.messages import Message, TextPart, Tool
+from turnout.messages import ImagePart, Message, TextPart, Tool
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.dialects import Dialect
@@ -100,7 +100,7 @@ def _message(message: Message, dialect: Dialect) -> dict[str, Any]:
         body["role"] = dialect.system_role
     if isinstance(said := message.said, tuple):
         kept = (part for part in said if isinstance(part, TextPart) or message.role not in dialect.text_only_roles)
-        body["content"] = [part.model_dump(mode="json", exclude_none=True) for part in kept] or ""
+        body["content"] = [_part(part, dialect) for part in kept] or ""
     else:
         body["content"] = said
     if message.tool_calls:
@@ -112,6 +112,13 @@ def _message(message: Message, dialect: Dialect) -> dict[str, Any]:
         body["name"] = message.name
     if dialect.wants_reasoning_back and message.reasoning_content is not None:
         body["reasoning_content"] = message.reasoning_content
+    return body
+
+
+def _part(part: TextPart | ImagePart, dialect: Dialect) -> dict[str, Any]:
+    body = part.model_dump(mode="json", exclude_none=True)
+    if isinstance(part, ImagePart) and part.image_url.detail == "original" and not dialect.original_images:
+        body["image_url"]["detail"] = "high"
     return body
 
 

@@ -76,9 +76,24 @@ class RequestDraft:
     def warn_about_images(self, *roles: str) -> None:
         """Say so where messages of these roles hold images: the format has no place for such, so they are left out."""
         for role in roles:
-            said = [part for message in self.request.chat if message.role == role for part in message.parts]
-            if any(isinstance(part, ImagePart) for part in said):
+            if any(said_by == role for said_by, _ in self._images()):
                 self.supports(f"an image in a {role} message")
+
+    def image_details(self) -> set[str | None]:
+        """Of all images, what is asked for; None: nothing."""
+        return {image.image_url.detail for _, image in self._images()}
+
+    def check_image_types(self, taken: frozenset[str]) -> None:
+        """Raises ProviderError for an image that isn't of the types taken."""
+        for _, image in self._images():
+            if (media_type := image.inline[0]) not in taken:
+                raise ProviderError.unsupported(f"{self.provider} takes no {media_type}")
+
+    def _images(self) -> Iterator[tuple[str, ImagePart]]:
+        """All images, each with the role of its message."""
+        for message in self.request.messages or ():
+            if isinstance(message.content, tuple):
+                yield from ((message.role, part) for part in message.content if isinstance(part, ImagePart))
 
     def with_extras(self, body: Mapping[str, Any], extras: Mapping[str, Any]) -> dict[str, Any]:
         """The body with the job's own fields for this provider; those of a table go into it one by one."""
