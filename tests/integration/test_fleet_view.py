@@ -22,11 +22,11 @@ def test_a_refused_key_counts_while_a_worker_is_there_to_find_it_mended(
     view = fleet_view.FleetView(flushed, ledger, Fleet([ONE]))
     run(flushed, [mark_operation(ledger.keys, "disabled", [ONE.id], "unauthorized: no")])
     view.look()
-    assert view.troubles == {"groq": "disabled: unauthorized: no", "workers": fleet_view.NO_WORKER}
+    assert view.problems == {"groq": "disabled: unauthorized: no", "workers": fleet_view.NO_WORKER}
     assert not view.disabled
     run(flushed, [ledger.alive("w", "v1", 1, 30.0, 60.0)])
     view.look()
-    assert view.troubles == {"groq": "disabled: unauthorized: no"}
+    assert view.problems == {"groq": "disabled: unauthorized: no"}
     assert view.disabled == {ONE.id: "unauthorized: no"}
 
 
@@ -49,7 +49,7 @@ PASSED = Health(open_until=NOW - 1, recovered_at=NOW - 99)
 def test_an_endpoints_health_is_told_in_the_same_words_wherever_people_look(health: Health, said: str) -> None:
     [row] = endpoints(Fleet([ONE]).snapshot(NOW, {ONE.id: Observed(health)}))
     assert row["health"] == said
-    wrong = fleet_view.trouble(health, NOW)
+    wrong = fleet_view.health_problem(health, NOW)
     assert wrong is None if said in ("well", "coming back") else wrong[1].startswith(said)
 
 

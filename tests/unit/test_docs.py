@@ -30,7 +30,7 @@ from turnout_workers.monitoring.metrics import Metrics, Recovery
 from turnout_workers.routing.eligibility import Reason
 from turnout_workers.routing.failover import RULES
 from turnout_workers.simulator.scenario import FaultKind
-from turnout_workers.state.fleet_view import COOLS_DOWN, SAID
+from turnout_workers.state.fleet_view import COOLS_DOWN, HEALTH_WORDS
 from turnout_workers.state.store import Account
 
 ROOT = Path(__file__).parents[2]
@@ -167,7 +167,7 @@ def test_the_words_for_an_endpoints_health_are_told() -> None:
     section = OPERATIONS.partition("### Terminal")[2].partition("### Flower")[0]
     told = dict(re.findall(r"^\| ([\w ]+) \| (?:`(\w+)`)? ?\|", section, re.MULTILINE))
     assert (told.pop("health"), told.pop(COOLS_DOWN)) == ("state", "")
-    assert told == {said: circuit for circuit, said in SAID.items()}
+    assert told == {said: circuit for circuit, said in HEALTH_WORDS.items()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

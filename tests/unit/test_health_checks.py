@@ -38,11 +38,11 @@ class Store(MemoryFleetStore):
     away = False
     turns_asked = 0
 
-    async def take_turn(self, work: str, for_s: float) -> bool:
+    async def claim_work(self, work: str, for_s: float) -> bool:
         self.turns_asked += 1
         if self.away:
             raise ConnectionError("away")
-        return await super().take_turn(work, for_s)
+        return await super().claim_work(work, for_s)
 
 
 async def until(there: Callable[[], bool]) -> None:

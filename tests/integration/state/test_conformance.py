@@ -16,7 +16,7 @@ from turnout_workers.routing.health import CONSECUTIVE_FAILURES, RAMP_S
 from turnout_workers.routing.latency import observed_quantile
 from turnout_workers.state.store import (
     ASK_AGAIN_S,
-    KEPT_S,
+    KEEP_FOR_S,
     Account,
     Admission,
     Ask,
@@ -172,56 +172,56 @@ async def test_a_job_larger_than_a_limit_waits_until_it_is_alone_and_not_for_eve
 
 
 async def test_a_large_job_finds_room_though_small_ones_come_all_the_time(fleet: AnyFleet) -> None:
-    limit, places = {"tokens_per_minute": 100}, count()
+    limit, positions = {"tokens_per_minute": 100}, count()
 
     async def a_minute() -> int:
         """Small jobs that would take four fifths of the limit: how many find room."""
         found = 0
         for _ in range(20):
             fleet.advance(3)
-            small = await admit(fleet, bid(input_tokens=4, **limit), place=next(places))
+            small = await admit(fleet, bid(input_tokens=4, **limit), position=next(positions))
             found += isinstance(small, Granted)
         return found
 
     assert await a_minute() == 20
-    large, place = bid(input_tokens=40, **limit), next(places)
-    await refused(fleet, large, place=place, waits=True)
+    large, position = bid(input_tokens=40, **limit), next(positions)
+    await refused(fleet, large, position=position, keeps_room=True)
     assert 12 <= await a_minute() <= 16, "few wait for it, and not for long"
-    await granted(fleet, large, place=place)
+    await granted(fleet, large, position=position)
 
 
 async def test_room_is_kept_for_the_first_alone_and_only_from_those_after_it(fleet: AnyFleet) -> None:
     large, small = (bid(tokens_per_minute=100, input_tokens=tokens) for tokens in (50, 10))
     await granted(fleet, bid(tokens_per_minute=100, input_tokens=60))
-    await refused(fleet, large, place=7, waits=True)
-    await refused(fleet, large, place=5, waits=True)
-    await refused(fleet, large, place=6, waits=True)
-    await refused(fleet, small, place=5.5)
-    await granted(fleet, small, place=4)
+    await refused(fleet, large, position=7, keeps_room=True)
+    await refused(fleet, large, position=5, keeps_room=True)
+    await refused(fleet, large, position=6, keeps_room=True)
+    await refused(fleet, small, position=5.5)
+    await granted(fleet, small, position=4)
     await granted(fleet, small)
     assert (await fleet.store.state())[1][A].load.ready_at == 0, "as routing sees, who doesn't know whose turn it is"
     fleet.advance(61)
-    await granted(fleet, large, place=5)
-    assert await burst(fleet, small, place=8) == 5, "it waits no longer"
+    await granted(fleet, large, position=5)
+    assert await burst(fleet, small, position=8) == 5, "it waits no longer"
 
 
 async def test_no_room_is_kept_for_one_that_does_not_wait_long_or_has_found_some_elsewhere(fleet: AnyFleet) -> None:
     large, small = (bid(tokens_per_minute=100, input_tokens=tokens) for tokens in (50, 10))
     await granted(fleet, bid(tokens_per_minute=100, input_tokens=60))
-    await refused(fleet, large, place=1)
-    await granted(fleet, large, bid(B), place=1, waits=True)
-    await granted(fleet, small, place=2)
-    await refused(fleet, large, place=1, waits=True)
-    await refused(fleet, small, place=2)
-    await granted(fleet, large, bid(B), place=1, waits=True)
-    await granted(fleet, small, place=2)
+    await refused(fleet, large, position=1)
+    await granted(fleet, large, bid(B), position=1, keeps_room=True)
+    await granted(fleet, small, position=2)
+    await refused(fleet, large, position=1, keeps_room=True)
+    await refused(fleet, small, position=2)
+    await granted(fleet, large, bid(B), position=1, keeps_room=True)
+    await granted(fleet, small, position=2)
 
 
 async def test_room_is_kept_in_all_limits_of_a_minute_that_the_account_has(fleet: AnyFleet) -> None:
     one, two = (replace(sharing(f"groq/{name}", Limits(), input_tokens_per_minute=9), input_tokens=6) for name in "ab")
     await granted(fleet, one)
-    await refused(fleet, one, place=1, waits=True)
-    await refused(fleet, replace(two, input_tokens=3), place=2)
+    await refused(fleet, one, position=1, keeps_room=True)
+    await refused(fleet, replace(two, input_tokens=3), position=2)
 
 
 async def test_what_leaves_room_for_a_job_larger_than_the_limit_looks_again_when_the_window_is_empty(
@@ -230,24 +230,24 @@ async def test_what_leaves_room_for_a_job_larger_than_the_limit_looks_again_when
     larger, small = (bid(tokens_per_minute=100, input_tokens=tokens) for tokens in (101, 1))
     await granted(fleet, small)
     fleet.advance(10)
-    await refused(fleet, larger, place=1, waits=True)
-    assert (await refused(fleet, small, place=2)).retry_at == START + 10 + 61
+    await refused(fleet, larger, position=1, keeps_room=True)
+    assert (await refused(fleet, small, position=2)).retry_at == START + 10 + 61
     fleet.advance(51)
-    assert (await refused(fleet, small, place=2)).retry_at == START + 61 + 61
-    await granted(fleet, larger, place=1)
+    assert (await refused(fleet, small, position=2)).retry_at == START + 61 + 61
+    await granted(fleet, larger, position=1)
 
 
 async def test_no_room_is_kept_for_one_that_asks_no_more_nor_for_what_comes_much_later(fleet: AnyFleet) -> None:
     large, small = (bid(tokens_per_minute=100, input_tokens=tokens) for tokens in (50, 10))
     await granted(fleet, bid(tokens_per_minute=100, input_tokens=60))
-    await fleet.store.mark("cooldown", [A], "quota", KEPT_S + 1)
-    await refused(fleet, large, place=1, waits=True)
+    await fleet.store.mark("cooldown", [A], "quota", KEEP_FOR_S + 1)
+    await refused(fleet, large, position=1, keeps_room=True)
     await fleet.store.mark("restored", [A])
-    await granted(fleet, small, place=2)
-    await refused(fleet, large, place=1, waits=True)
-    await refused(fleet, small, place=2)
-    fleet.advance(KEPT_S)
-    assert await burst(fleet, small, place=2) == 10
+    await granted(fleet, small, position=2)
+    await refused(fleet, large, position=1, keeps_room=True)
+    await refused(fleet, small, position=2)
+    fleet.advance(KEEP_FOR_S)
+    assert await burst(fleet, small, position=2) == 10
 
 
 async def test_headroom_reserves_slots_where_there_is_more_than_one(fleet: AnyFleet) -> None:
@@ -861,9 +861,9 @@ async def test_what_hangs_adds_up_over_workers_and_lapses(fleet: AnyFleet) -> No
 
 
 async def test_what_one_does_for_all_falls_to_nobody_else_for_a_while(fleet: AnyFleet) -> None:
-    assert await fleet.store.take_turn("health:groq", 30.0)
-    assert not await fleet.store.take_turn("health:groq", 30.0)
-    assert await fleet.store.take_turn("health:openai", 30.0)
+    assert await fleet.store.claim_work("health:groq", 30.0)
+    assert not await fleet.store.claim_work("health:groq", 30.0)
+    assert await fleet.store.claim_work("health:openai", 30.0)
 
 
 async def test_a_read_of_the_state_is_no_longer_however_many_workers_tell_of_calls_that_hang(redis_url: str) -> None:

@@ -121,8 +121,8 @@ class TwoStores(RuleBasedStateMachine):
         ceilings=CEILINGS,
         token=st.none() | st.integers(1, 2),
         headroom=st.sampled_from([1.0, 0.5, 0.01]),
-        place=st.none() | st.sampled_from([1.5, 2.0, 3.0]),
-        waits=st.booleans(),
+        position=st.none() | st.sampled_from([1.5, 2.0, 3.0]),
+        keeps_room=st.booleans(),
     )
     def admit(
         self,
@@ -132,11 +132,11 @@ class TwoStores(RuleBasedStateMachine):
         ceilings: tuple[Ceiling, ...],
         token: int | None,
         headroom: float,
-        place: float | None,
-        waits: bool,
+        position: float | None,
+        keeps_room: bool,
     ) -> None:
         fence = Fence("1", token) if token else None
-        ask = Ask(lease, bids, ttl_s, ceilings, fence, headroom, place, waits)
+        ask = Ask(lease, bids, ttl_s, ceilings, fence, headroom, position, keeps_room)
         self._admit(ask)
 
     def _admit(self, ask: Ask) -> None:

@@ -173,8 +173,8 @@ class EndpointSearch:
                 ceilings=job.ceilings,
                 fence=Fence(job.id, job.claim.token, job.claim.batch),
                 headroom=lane_share * share,
-                place=turn,
-                waits=waits,
+                position=turn,
+                keeps_room=waits,
             )
         )
         if isinstance(admission, Granted) and admission.endpoint_id != first:

@@ -59,7 +59,7 @@ class HealthChecks:
         with log_if_redis_is_away(
             logger.debug, "%s is not asked for its health", connector.name
         ):  # nor could anything be told
-            return await self.store.take_turn(f"health:{account}", self.interval_s)
+            return await self.store.claim_work(f"health:{account}", self.interval_s)
         return False
 
     async def check_all(self) -> dict[str, Failure | None]:

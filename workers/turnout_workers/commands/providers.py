@@ -19,7 +19,7 @@ from turnout_workers.providers import CloudProviderBase, Http, build
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import FailureKind
 from turnout_workers.routing.fleet import OPERATOR, EndpointView, Limits
-from turnout_workers.state.fleet_view import WELL, said, trouble
+from turnout_workers.state.fleet_view import WELL, health_problem, health_word
 from turnout_workers.state.redis_store import state_operation
 
 UNITS = {kind.name: kind.name.replace("_per_", " a ").replace("_", " ") for kind in fields(Limits)}
@@ -70,7 +70,7 @@ def _look(here: Deployment) -> list[dict[str, Any]]:
 
 
 def _row(view: EndpointView, at: float) -> dict[str, Any]:
-    endpoint, price, wrong = view.endpoint, view.endpoint.price, trouble(view.health, at)
+    endpoint, price, wrong = view.endpoint, view.endpoint.price, health_problem(view.health, at)
     return {
         "endpoint": endpoint.id,
         "model": endpoint.model,
@@ -82,7 +82,7 @@ def _row(view: EndpointView, at: float) -> dict[str, Any]:
         "shared_limits": _told(endpoint.shared_limits),
         "context_tokens": endpoint.context_tokens,
         "capabilities": sorted(endpoint.capabilities),
-        "health": wrong[1] if wrong else said(view.health, at),
+        "health": wrong[1] if wrong else health_word(view.health, at),
         "simulated": endpoint.simulated,
     }
 

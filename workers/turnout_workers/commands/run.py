@@ -242,7 +242,7 @@ class _Run:
 
         def look(tally: Tally) -> None:
             view.look()
-            shown.update(tally, view.troubles)
+            shown.update(tally, view.problems)
             dead_end.look(view.disabled, feeder.waiting(), answered=bool(tally.providers))
 
         try:

@@ -12,7 +12,7 @@ from turnout_workers.deployment import Deployment
 from turnout_workers.routing.fleet import EndpointView, Snapshot
 from turnout_workers.routing.health import circuit
 from turnout_workers.routing.latency import observed_quantile
-from turnout_workers.state.fleet_view import said
+from turnout_workers.state.fleet_view import health_word
 from turnout_workers.state.redis_store import accounts_operation, latencies_operation, state_operation
 
 
@@ -89,7 +89,7 @@ def _row(view: EndpointView, now: float, all_calls: int) -> dict[str, Any]:
     return {
         "endpoint": view.endpoint.id,
         "circuit": circuit(health, now).value,
-        "health": said(health, now),
+        "health": health_word(health, now),
         "until_s": round(max(0.0, max(health.open_until, health.cooldown_until) - now), 1),
         "reason": health.why,
         "in_flight": load.in_flight,

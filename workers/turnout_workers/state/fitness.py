@@ -7,9 +7,9 @@ from typing import Any
 
 from turnout.redis_trouble import CLUSTER
 
-OLDEST = (7, 0)
+MIN_VERSION = (7, 0)
 """`#!lua` flags need it."""
-FULL = 0.8
+FULL_SHARE = 0.8
 """Share of Redis's memory above which no new job is accepted. Settling needs the rest."""
 
 
@@ -19,12 +19,12 @@ def version(info: dict[str, Any]) -> str:
 
 
 def is_supported(info: dict[str, Any]) -> bool:
-    return tuple(int(part) for part in version(info).split(".")[:2]) >= OLDEST
+    return tuple(int(part) for part in version(info).split(".")[:2]) >= MIN_VERSION
 
 
 def is_full(info: dict[str, Any]) -> bool:
     limit = int(info.get("maxmemory", 0))
-    return bool(limit) and int(info["used_memory"]) >= FULL * limit
+    return bool(limit) and int(info["used_memory"]) >= FULL_SHARE * limit
 
 
 def keeping(info: dict[str, Any]) -> tuple[bool, str]:
@@ -61,5 +61,5 @@ def checks(info: dict[str, Any]) -> Iterator[tuple[bool, str]]:
     yield keeping(info)
     limit, full = int(info.get("maxmemory", 0)), is_full(info)
     of = f"{limit / 1e6:.0f} MB" if limit else "no limit"
-    advice = f": no new jobs are accepted above {FULL:.0%}; raise maxmemory, or purge" if full else ""
+    advice = f": no new jobs are accepted above {FULL_SHARE:.0%}; raise maxmemory, or purge" if full else ""
     yield not full, f"{int(info['used_memory']) / 1e6:.0f} MB used of {of}{advice}"

@@ -25,7 +25,7 @@ class FleetView:
         self._read: list[Operation[Any]] = [state_operation(ledger.keys), ledger.workers()]
         self._fleet = fleet
         self._read_at = float("-inf")
-        self.troubles: dict[str, str] = {}
+        self.problems: dict[str, str] = {}
         """By provider: the worst that is wrong with it. Nothing of those that are well. `workers`: there are none."""
         self.disabled: dict[str, str] = {}
         """By endpoint: why it is disabled, if it has no calls. Empty while no worker is there, which could find it
@@ -46,15 +46,15 @@ class FleetView:
         for view in snapshot.views:
             if workers and view.health.disabled is not None and not view.load.in_flight:
                 self.disabled[view.endpoint.id] = view.health.disabled
-            if (one := trouble(view.health, snapshot.at)) is not None:
+            if (one := health_problem(view.health, snapshot.at)) is not None:
                 worst[view.endpoint.provider] = max(worst.get(view.endpoint.provider, one), one)
-        self.troubles = {provider: text for provider, (_, text) in worst.items()}
+        self.problems = {provider: text for provider, (_, text) in worst.items()}
         if not workers:
-            self.troubles["workers"] = NO_WORKER
+            self.problems["workers"] = NO_WORKER
 
 
 WELL, COOLS_DOWN = "well", "cools down"
-SAID = {
+HEALTH_WORDS = {
     Circuit.CLOSED: WELL,
     Circuit.OPEN: "out",
     Circuit.HALF_OPEN: "being probed",
@@ -65,16 +65,16 @@ SAID = {
 """What people are told of a circuit: to most of them, a closed one sounds out of service."""
 
 
-def said(health: Health, now: float) -> str:
+def health_word(health: Health, now: float) -> str:
     """How an endpoint is, in a word or two for people."""
     state = circuit(health, now)
     out = state in (Circuit.OPEN, Circuit.DISABLED, Circuit.ISOLATED)
-    return COOLS_DOWN if health.cooldown_until > now and not out else SAID[state]
+    return COOLS_DOWN if health.cooldown_until > now and not out else HEALTH_WORDS[state]
 
 
-def trouble(health: Health, now: float) -> tuple[float, str] | None:
+def health_problem(health: Health, now: float) -> tuple[float, str] | None:
     """What is wrong with an endpoint: seconds that it will last, and what it is. None: nothing."""
-    state, word = circuit(health, now), said(health, now)
+    state, word = circuit(health, now), health_word(health, now)
     if state in (Circuit.DISABLED, Circuit.ISOLATED):
         return 1e9, f"{word}: {health.why}"
     if state is Circuit.OPEN:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from turnout_workers.routing import latency
 from turnout_workers.routing.fleet import UNLIMITED, Circuit, Health, Observed, account_id
 from turnout_workers.routing.health import Counters, circuit, ejections_in_a_row, ramp_pace, ramp_slots
-from turnout_workers.state.record import FRESH, RESTORED, Record, sampled
+from turnout_workers.state.record import FRESH, RESTORED, EndpointRecord, sampled
 from turnout_workers.state.store import (
+    KEEP_IF_WITHIN_S,
     PUBLISHED_S,
-    SOON_S,
     VERDICT_S,
     Admission,
     Ask,
@@ -29,9 +29,9 @@ from turnout_workers.state.store import (
     ms,
 )
 from turnout_workers.state.usage import ASK_AGAIN_MS, Charge, Obstacle, Room, Usage
-from turnout_workers.state.windows import DAY, MINUTE, SQUEEZE, SQUEEZE_LEAST, Use, squeezed
+from turnout_workers.state.windows import DAY, MIN_SQUEEZE, MINUTE, SQUEEZE, Use, squeezed
 
-KEPT_MS = DAY[0] * DAY[1]
+EXPIRED_KEPT_MS = DAY[0] * DAY[1]
 """How long an expired lease is remembered."""
 
 
@@ -48,7 +48,7 @@ class _Lease:
 
 
 @dataclass
-class _Endpoint(Record):
+class _Endpoint(EndpointRecord):
     """With what Redis keeps beside the record."""
 
     texts: dict[str, str] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class MemoryFleetStore:
     """What the endpoints of an account have used together."""
     _leases: dict[str, _Lease] = field(default_factory=dict, init=False)
     _published: dict[str, tuple[int, Mapping[str, int]]] = field(default_factory=dict, init=False)
-    _turns: dict[str, int] = field(default_factory=dict, init=False)
+    _claims: dict[str, int] = field(default_factory=dict, init=False)
 
     def _now(self) -> int:
         return math.floor(self.clock() * 1000 + 1e-6)
@@ -83,14 +83,14 @@ class MemoryFleetStore:
         for bid in ask.bids:
             if not (obstacles := list(self._obstacles(bid, ask, now))):
                 for usage in {*self._counted_by(ask.bids[0]), *self._counted_by(bid)}:
-                    usage.keep_none(ask.place)
+                    usage.keep_none(ask.position)
                 return self._grant(bid, ask, now)
             longest[bid.endpoint_id] = max(obstacles, key=lambda o: math.inf if o.until is None else o.until)
         first = ask.bids[0]
         until = longest[first.endpoint_id].until
-        if ask.waits and ask.place is not None and until is not None and until <= now + ms(SOON_S):
+        if ask.keeps_room and ask.position is not None and until is not None and until <= now + ms(KEEP_IF_WITHIN_S):
             for usage in self._counted_by(first):
-                usage.keep_room(ask.place, _need(first), now)
+                usage.keep_room(ask.position, _need(first), now)
         return NoRoom.of(now, longest)
 
     def _obstacles(self, bid: Bid, ask: Ask, now: int) -> Iterator[Obstacle]:
@@ -119,7 +119,7 @@ class MemoryFleetStore:
         room = Room()
         shares = squeezed(known.share, known.cooldown_until, now), 1.0
         for usage, allowed, share in zip(counted_by, (limits, bid.shared_limits), shares, strict=False):
-            here, full = usage.room(allowed, _need(bid), share, ask.headroom, ask.place, now)
+            here, full = usage.room(allowed, _need(bid), share, ask.headroom, ask.position, now)
             room = room.with_less(here)
             yield from full
         known.free, known.free_at, known.ready_at = room.free, now, room.ready_at
@@ -156,13 +156,17 @@ class MemoryFleetStore:
             usage.correct(charge, Use(1, report.input_tokens, report.output_tokens))
         known.count_calls()
         for observed in report.limits:
-            known.usage.learn(lease.charges[0][1], observed, now)
+            known.usage.learn_from_headers(lease.charges[0][1], observed, now)
         probe = lease.probe > 0 and lease.probe == known.probe
         if probe:
             known.probe_until = now + ms(VERDICT_S)
         if report.counts and (probe or lease.at >= known.open_until):
             decay = known.decay(now)  # decayed sums: the order in which outcomes of one moment arrive doesn't matter
-            known.weight, known.bad, known.outcomes_at = known.weight * decay + 1, known.bad * decay + (not ok), now
+            known.weight, known.bad_weight, known.outcomes_at = (
+                known.weight * decay + 1,
+                known.bad_weight * decay + (not ok),
+                now,
+            )
             known.consecutive = 0 if ok else known.consecutive + 1
             known.proven += ok
             _count_as_begun(known, lease.charges[0][1].total.requests, ok)
@@ -192,7 +196,7 @@ class MemoryFleetStore:
     def _lease(self, lease_id: str, now: int) -> _Lease | None:
         """A lease. One that expired is kept for a day, so that a late report finds what to move."""
         lease = self._leases.get(lease_id)
-        forgotten = lease is not None and lease.expired_at is not None and lease.expired_at <= now - KEPT_MS
+        forgotten = lease is not None and lease.expired_at is not None and lease.expired_at <= now - EXPIRED_KEPT_MS
         return None if forgotten else lease
 
     # --- health ------------------------------------------------------------------------------------------
@@ -209,20 +213,20 @@ class MemoryFleetStore:
         now, known = self._now(), self._endpoints[endpoint_id]
         if circuit(known.health_at(now), now / 1000) is Circuit.HALF_OPEN:
             known.recovered_at, known.probe, known.probe_until = now, 0, 0
-            known.consecutive = known.proven = known.bad = known.weight = 0
+            known.consecutive = known.proven = known.bad_weight = known.weight = 0
 
     async def mark(self, what: Mark, endpoint_ids: Sequence[str], reason: str = "", for_s: float = 0) -> None:
         now, until = self._now(), self._now() + ms(for_s)
         for known in map(self._endpoints.__getitem__, endpoint_ids):
             if what == "cooldown":
                 if known.cooldown_until <= now:  # once a cooldown, however many calls ran into it
-                    known.share = max(SQUEEZE_LEAST, squeezed(known.share, known.cooldown_until, now) * SQUEEZE)
+                    known.share = max(MIN_SQUEEZE, squeezed(known.share, known.cooldown_until, now) * SQUEEZE)
                 if until > known.cooldown_until:
                     known.cooldown_until, known.texts[what] = until, reason
             elif what == "restored":
                 for name in RESTORED:
                     setattr(known, name, getattr(FRESH, name))
-                known.usage.forget_told()
+                known.usage.forget_headers()
             else:
                 setattr(known, what, now)
                 known.texts[what] = reason
@@ -234,10 +238,10 @@ class MemoryFleetStore:
         self._published = {name: told for name, told in known.items() if told[0] + ms(PUBLISHED_S) > now}
         self._published[worker] = (now, dict(overdue))
 
-    async def take_turn(self, work: str, for_s: float) -> bool:
-        if self._turns.get(work, 0) > self._now():
+    async def claim_work(self, work: str, for_s: float) -> bool:
+        if self._claims.get(work, 0) > self._now():
             return False
-        self._turns[work] = self._now() + ms(for_s)
+        self._claims[work] = self._now() + ms(for_s)
         return True
 
     async def overdue(self) -> Counter[str]:
@@ -256,28 +260,28 @@ def _need(bid: Bid) -> Use:
     return Use(1, bid.input_tokens, bid.output_tokens)
 
 
-def _counters(known: Record, now: int) -> Counters:
+def _counters(known: EndpointRecord, now: int) -> Counters:
     decay = known.decay(now)
-    weight, bad = known.weight * decay, known.bad * decay
+    weight, bad = known.weight * decay, known.bad_weight * decay
     rate = bad / weight if weight else 0.0
-    as_begun = int(known.row_to - known.row_from) + 1
+    as_begun = int(known.run_to - known.run_from) + 1
     return Counters(now / 1000, int(known.consecutive), as_begun, rate, weight, probe=False)
 
 
-def _count_as_begun(known: Record, number: int, ok: bool) -> None:
+def _count_as_begun(known: EndpointRecord, number: int, ok: bool) -> None:
     """Failures in a row by the order in which calls began, of which each has its number.
 
     A success breaks only a row that began before it, and a call that has not ended stands in its place like one.
     """
     if ok:
-        if number > known.row_to:
-            known.row_from, known.row_to = number + 1, number
-    elif number == known.row_from - 1:
-        known.row_from = number
-    elif number > known.row_to:
-        if number > known.row_to + 1:
-            known.row_from = number
-        known.row_to = number
+        if number > known.run_to:
+            known.run_from, known.run_to = number + 1, number
+    elif number == known.run_from - 1:
+        known.run_from = number
+    elif number > known.run_to:
+        if number > known.run_to + 1:
+            known.run_from = number
+        known.run_to = number
 
 
 def _count_latency(known: _Endpoint, report: Report, latency_s: float, now: int) -> None:
@@ -290,7 +294,7 @@ def _count_latency(known: _Endpoint, report: Report, latency_s: float, now: int)
         known.ttft, known.ttft_low = stepped(known.ttft, known.ttft_low, first)
     if report.output_tokens:
         sample = max(0.0, latency_s - (max(known.ttft, 0.0) if first is None else first)) / report.output_tokens
-        known.pace, known.pace_low = stepped(known.pace, known.pace_low, sample)
+        known.s_per_token, known.s_per_token_low = stepped(known.s_per_token, known.s_per_token_low, sample)
     if report.predicted_s:
         error = math.log(max(latency_s, 1e-3) / report.predicted_s)
         error = max(-latency.MAX_RESIDUAL, min(latency.MAX_RESIDUAL, error))

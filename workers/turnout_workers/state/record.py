@@ -18,7 +18,7 @@ from turnout_workers.routing.latency import MIN_SIGMA
 
 
 @dataclass(slots=True)
-class Record:
+class EndpointRecord:
     """Times in ms, 0: never. -1: there was no sample, or there is no such limit."""
 
     open_until: float = 0
@@ -34,19 +34,19 @@ class Record:
     probes: float = 0
     probe_until: float = 0
     consecutive: float = 0
-    row_from: float = 1
-    row_to: float = 0
+    run_from: float = 1
+    run_to: float = 0
     """Of the calls in a row, as they began, that failed last: the numbers of the first and of the last."""
     proven: float = 0
     weight: float = 0
     """Of recent outcomes, as of `outcomes_at`, and of the bad ones among them."""
-    bad: float = 0
+    bad_weight: float = 0
     outcomes_at: float = 0
     ttft: float = -1
     ttft_low: float = 0
     """Whether the last sample was below half the estimate."""
-    pace: float = -1
-    pace_low: float = 0
+    s_per_token: float = -1
+    s_per_token_low: float = 0
     residual: float = ProviderMetrics().sigma ** 2
     """Mean square of the log of observed / predicted latency."""
     latency_at: float = 0
@@ -90,11 +90,11 @@ class Record:
         """All of it, with what isn't in the record."""
         metrics = ProviderMetrics(
             ttft_s=sampled(self.ttft),
-            s_per_token=sampled(self.pace),
+            s_per_token=sampled(self.s_per_token),
             sigma=max(MIN_SIGMA, math.sqrt(self.residual)),
             latency_at=self.latency_at / 1000,
             latency_samples=int(self.samples),
-            error_rate=self.bad / self.weight if self.weight else 0.0,
+            error_rate=self.bad_weight / self.weight if self.weight else 0.0,
             error_weight=self.weight * self.decay(now),
             cached_share=self.cached,
             calls=int(self.calls),
@@ -120,11 +120,11 @@ def sampled(value: float) -> float | None:
 
 TEXTS = ("ejected", "cooldown", "disabled", "isolated")
 """Why it is so, or was last."""
-FRESH = Record()
-NAMES = tuple(field.name for field in fields(Record))
+FRESH = EndpointRecord()
+NAMES = tuple(field.name for field in fields(EndpointRecord))
 RESTORED = (
     *("open_until", "ejections", "recovered_at", "cooldown_until", "share", "disabled", "isolated"),
-    *("probe", "probe_until", "consecutive", "row_from", "row_to", "proven", "weight", "bad"),
+    *("probe", "probe_until", "consecutive", "run_from", "run_to", "proven", "weight", "bad_weight"),
     *("free", "free_at", "ready_at", "fits"),
 )
 """What an operator's or a health check's word makes fresh again, beside what the provider has said of its limits."""
@@ -139,5 +139,5 @@ local function fresh() return {{{", ".join(str(getattr(FRESH, name)) for name in
 """For scripts: in a record that is unpacked to a table, `OPEN_UNTIL` and so on say where each field is."""
 
 
-def unpacked(packed: bytes) -> Record:
-    return Record(*_LAYOUT.unpack(packed))
+def unpacked(packed: bytes) -> EndpointRecord:
+    return EndpointRecord(*_LAYOUT.unpack(packed))

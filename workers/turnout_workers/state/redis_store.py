@@ -34,8 +34,8 @@ KINDS = ", ".join(
 )
 """For Lua, of each limit: its name, its window, and which of the three counters it adds up."""
 POLICY = {
-    windows: ("SQUEEZE", "SQUEEZE_LEAST", "SQUEEZE_HOLD_S", "SQUEEZE_REGROWTH"),
-    store: ("ASK_AGAIN_S", "VERDICT_S", "PUBLISHED_S", "SOON_S", "KEPT_S", "TOLD_S"),
+    windows: ("SQUEEZE", "MIN_SQUEEZE", "SQUEEZE_HOLD_S", "SQUEEZE_REGROWTH"),
+    store: ("ASK_AGAIN_S", "VERDICT_S", "PUBLISHED_S", "KEEP_IF_WITHIN_S", "KEEP_FOR_S", "ANNOUNCED_LIMIT_S"),
     health: ("RAMP_S", "RAMP_EXCESS", "WELL_S", "CONSECUTIVE_FAILURES", "ERROR_MEMORY_S"),
     latency: ("MEMORY_S", "STEP_SLOWER", "STEP_FASTER", "STEP_RELIEF", "SIGMA_STEP", "MAX_RESIDUAL", "CACHED_STEP"),
 }
@@ -44,7 +44,7 @@ CONSTANTS = f"""
 local KINDS = {{{KINDS}}}
 local MINUTE = {{width = {windows.MINUTE[0]}, span = {windows.MINUTE[1]}}}
 local DAY = {{width = {windows.DAY[0]}, span = {windows.DAY[1]}}}
-local RESET_MOST_S = {{{", ".join(f"{window} = {most_s}" for window, most_s in windows.RESET_MOST_S.items())}}}
+local MAX_RESET_S = {{{", ".join(f"{window} = {most_s}" for window, most_s in windows.MAX_RESET_S.items())}}}
 """ + "".join(f"local {name} = {getattr(home, name)}\n" for home, names in POLICY.items() for name in names)
 SHARED = CONSTANTS + record.LUA + sources("turnout_workers.state")["shared"]
 
@@ -130,7 +130,7 @@ class RedisFleetStore:
         args = (worker, to_json(overdue) if overdue else "")
         await self._run("publish", [self._keys.hanging], args, nothing)
 
-    async def take_turn(self, work: str, for_s: float) -> bool:
+    async def claim_work(self, work: str, for_s: float) -> bool:
         return await self._send(Operation(("SET", self._keys.mutex(work), "taken", "NX", "PX", ms(for_s)), bool))
 
     async def overdue(self) -> Counter[str]:

@@ -81,10 +81,10 @@ class Ask:
     fence: Fence | None = None
     headroom: float = 1.0
     """Share of each limit that this job may fill, for the reserves of more urgent lanes and other tenants."""
-    place: float | None = None
+    position: float | None = None
     """Among all that want room; the smallest comes first, and those after it leave what is kept for it. None: this one
     need not."""
-    waits: bool = False
+    keeps_room: bool = False
     """Whether room is kept for this one if it finds none, for else small jobs would take it bit by bit, and a large one
     would wait for ever."""
 
@@ -184,10 +184,10 @@ VERDICT_S = 2.0
 """After a probe's report the endpoint stays closed to others this long for `eject` or `recover` to follow."""
 PUBLISHED_S = 3.0
 """How long a worker's counts hold."""
-TOLD_S = 3600.0
+ANNOUNCED_LIMIT_S = 3600.0
 """How long a limit holds that a provider told. Most tell it with each answer; Gemini does only when it is exceeded, and
 never says that it was raised."""
-SOON_S, KEPT_S = 75.0, 90.0
+KEEP_IF_WITHIN_S, KEEP_FOR_S = 75.0, 90.0
 """Room is kept for the first of those that wait if it comes so soon, as that of a minute's limits does, and until it
 should have asked again, with what is added to its wait."""
 
@@ -227,7 +227,7 @@ class FleetStore(Protocol):
         Nobody but the worker can tell: the calls of one that died are in flight for as long as their leases last.
         """
 
-    async def take_turn(self, work: str, for_s: float) -> bool:
+    async def claim_work(self, work: str, for_s: float) -> bool:
         """Whether it falls to the one who asks to do this work for all, and to nobody else for so long."""
 
     async def overdue(self) -> Counter[str]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from turnout_workers.routing.fleet import Limits
-from turnout_workers.state.store import ASK_AGAIN_S, KEPT_S, TOLD_S, ObservedLimit, ms
-from turnout_workers.state.windows import DAY, KINDS, MINUTE, NOTHING, RESET_MOST_S, Kind, Use, Window
+from turnout_workers.state.store import ANNOUNCED_LIMIT_S, ASK_AGAIN_S, KEEP_FOR_S, ObservedLimit, ms
+from turnout_workers.state.windows import DAY, KINDS, MAX_RESET_S, MINUTE, NOTHING, Kind, Use, Window
 
 ASK_AGAIN_MS = ms(ASK_AGAIN_S)
 
@@ -55,14 +55,14 @@ class _Cap:
 
     total: int
     until: int
-    told: int
+    charged_at_admission: int
     """Total of charges when the call was admitted that brought the header: later news replaces earlier."""
 
 
-class First(NamedTuple):
+class FirstWaiting(NamedTuple):
     """The first of those that wait for room, and when (ms) it asked last."""
 
-    place: float
+    position: float
     need: Use
     at: int
 
@@ -71,19 +71,19 @@ class Usage:
     def __init__(self) -> None:
         self._windows = {"minute": Window(*MINUTE), "day": Window(*DAY)}
         self._charged = NOTHING
-        self._told: dict[str, tuple[int, int]] = {}
+        self._announced: dict[str, tuple[int, int]] = {}
         """Limits as the provider has told them, and until when they hold."""
         self._caps: dict[str, _Cap] = {}
         self.calls: dict[str, int] = {}
         """Those in flight, by lease: since when (ms)."""
-        self._first: First | None = None
+        self._first: FirstWaiting | None = None
 
     def roll(self, now: int) -> None:
         for window in self._windows.values():
             window.roll(now)
 
     def room(
-        self, limits: Limits, need: Use, share: float, headroom: float, place: float | None, now: int
+        self, limits: Limits, need: Use, share: float, headroom: float, position: float | None, now: int
     ) -> tuple[Room, list[Obstacle]]:
         """What room there is, and what is in the way.
 
@@ -91,12 +91,12 @@ class Usage:
         After `roll`.
         """
         found, room, first = [], Room(), self._first_at(now)
-        ahead = first.need if first and place is not None and first.place < place else NOTHING
+        ahead = first.need if first and position is not None and first.position < position else NOTHING
         slots = limits.concurrency
         if slots is not None and len(self.calls) >= min(slots, max(1, math.floor(slots * headroom))):
             found.append(Obstacle(now + ASK_AGAIN_MS, "concurrency"))
         for name, kind in KINDS.items():
-            told, told_until = self._told.get(name, (None, 0))
+            told, told_until = self._announced.get(name, (None, 0))
             believed = told if told_until > now else None
             known = [limit for limit in (getattr(limits, name), believed) if limit is not None]
             amount = kind.of(need)
@@ -120,19 +120,19 @@ class Usage:
                     room = room.until(at, kind, limit - used)
         return room, found
 
-    def keep_room(self, place: float, need: Use, now: int) -> None:
+    def keep_room(self, position: float, need: Use, now: int) -> None:
         """For a job that has found none, unless one before it waits."""
-        if (first := self._first_at(now)) is None or place <= first.place:
-            self._first = First(place, need, now)
+        if (first := self._first_at(now)) is None or position <= first.position:
+            self._first = FirstWaiting(position, need, now)
 
-    def keep_none(self, place: float | None) -> None:
+    def keep_none(self, position: float | None) -> None:
         """The job has found room, here or elsewhere."""
-        if self._first and self._first.place == place:
+        if self._first and self._first.position == position:
             self._first = None
 
-    def _first_at(self, now: int) -> First | None:
+    def _first_at(self, now: int) -> FirstWaiting | None:
         """Unless it asks no more, or the clock went back."""
-        return self._first if self._first and 0 <= now - self._first.at < ms(KEPT_S) else None
+        return self._first if self._first and 0 <= now - self._first.at < ms(KEEP_FOR_S) else None
 
     @property
     def this_second(self) -> tuple[int, int]:
@@ -156,22 +156,22 @@ class Usage:
         for window, bucket in zip(self._windows.values(), charge.buckets, strict=True):
             window.correct(bucket, real.minus(charge.use))
 
-    def learn(self, charge: Charge, observed: ObservedLimit, now: int) -> None:
+    def learn_from_headers(self, charge: Charge, observed: ObservedLimit, now: int) -> None:
         """Take over what a provider says. `remaining` counted this call, and perhaps not those after it: so it
         caps the total of charges, and only until the reset."""
         if observed.limit is not None:
-            self._told[observed.kind] = observed.limit, now + ms(TOLD_S)
+            self._announced[observed.kind] = observed.limit, now + ms(ANNOUNCED_LIMIT_S)
         if observed.remaining is None or observed.reset_s is None or observed.kind not in KINDS:
             return
         kind = KINDS[observed.kind]
-        told, until = kind.of(charge.total), now + ms(min(observed.reset_s, RESET_MOST_S[kind.window]))
+        told, until = kind.of(charge.total), now + ms(min(observed.reset_s, MAX_RESET_S[kind.window]))
         old = self._caps.get(observed.kind)
-        if old is None or old.until <= now or told >= old.told:
+        if old is None or old.until <= now or told >= old.charged_at_admission:
             self._caps[observed.kind] = _Cap(told + observed.remaining, until, told)
 
-    def forget_told(self) -> None:
+    def forget_headers(self) -> None:
         """What the provider has said of its limits."""
-        self._told, self._caps = {}, {}
+        self._announced, self._caps = {}, {}
 
 
 def _fits(amount: int, limit: float, kept: int = 0) -> Callable[[int], bool]:

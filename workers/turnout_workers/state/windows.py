@@ -16,13 +16,13 @@ MINUTE = (1_000, 60)
 """Bucket length in ms, and buckets in the span."""
 DAY = (900_000, 96)
 
-RESET_MOST_S = {"minute": 600.0, "day": 86_400.0}
+MAX_RESET_S = {"minute": 600.0, "day": 86_400.0}
 """By window, for how long a provider's word on what remains is believed at most: what it says later is longer than such
 limits take to refill, and nobody would see why the endpoint is left alone."""
 
 SQUEEZE = 0.7
 """Each cooldown cuts the limits to this share of what they were …"""
-SQUEEZE_LEAST = 0.05
+MIN_SQUEEZE = 0.05
 SQUEEZE_HOLD_S = 5.0
 """… and from this long after its end on …"""
 SQUEEZE_REGROWTH = 0.04

@@ -41,26 +41,26 @@ end
 -- The first of those that wait for room, unless it asks no more, or the clock went back.
 local function first_of(usage)
   local first = usage.first
-  return first and NOW >= first.at and NOW < first.at + ms(KEPT_S) and first
+  return first and NOW >= first.at and NOW < first.at + ms(KEEP_FOR_S) and first
 end
 
 -- What is kept of a minute's limits for the first, if this job comes after it.
 local function kept_of(usage)
-  local first = ask.place and first_of(usage)
-  return first and first.place < ask.place and first.need or {0, 0, 0}
+  local first = ask.position and first_of(usage)
+  return first and first.place < ask.position and first.need or {0, 0, 0}
 end
 
 -- For a job that has found no room, unless one before it waits.
 local function keep_room(load, need)
   local first = first_of(load.usage)
-  if first and first.place < ask.place then return end
-  load.usage.first = {place = ask.place, need = need, at = NOW}
+  if first and first.place < ask.position then return end
+  load.usage.first = {place = ask.position, need = need, at = NOW}
   keep_usage(load.key, load.usage)
 end
 
 -- The job has found room, here or elsewhere.
 local function keep_none(load)
-  if load.usage.first and load.usage.first.place == ask.place then
+  if load.usage.first and load.usage.first.place == ask.position then
     load.usage.first = nil
     keep_usage(load.key, load.usage)
   end
@@ -85,27 +85,27 @@ local function room_at(key, kind, window, amount, limit, kept)
 end
 
 -- Blocks where the circuit lets no call through. Returns whether it is half open, and whether it ramps.
-local function circuit(known, block)
+local function circuit(record, block)
   local half_open, ramping = false, false
-  if known[ISOLATED] > 0 then
+  if record[ISOLATED] > 0 then
     block(NEVER, 'isolated')
-  elseif known[DISABLED] > 0 then
+  elseif record[DISABLED] > 0 then
     block(NEVER, 'disabled')
-  elseif known[OPEN_UNTIL] > NOW then
-    block(known[OPEN_UNTIL], 'open')
-  elseif known[RECOVERED_AT] < known[OPEN_UNTIL] then
+  elseif record[OPEN_UNTIL] > NOW then
+    block(record[OPEN_UNTIL], 'open')
+  elseif record[RECOVERED_AT] < record[OPEN_UNTIL] then
     half_open = true
-    if known[PROBE_UNTIL] > NOW then block(NOW + ms(ASK_AGAIN_S), 'probing') end
+    if record[PROBE_UNTIL] > NOW then block(NOW + ms(ASK_AGAIN_S), 'probing') end
   else
-    ramping = known[RECOVERED_AT] > 0 and NOW - known[RECOVERED_AT] < ms(RAMP_S)
+    ramping = record[RECOVERED_AT] > 0 and NOW - record[RECOVERED_AT] < ms(RAMP_S)
   end
-  if known[COOLDOWN_UNTIL] > NOW then block(known[COOLDOWN_UNTIL], 'cooldown') end
+  if record[COOLDOWN_UNTIL] > NOW then block(record[COOLDOWN_UNTIL], 'cooldown') end
   return half_open, ramping
 end
 
 -- As `health.ramp_slots`.
-local function ramp_slots(known)
-  return math.max(2 ^ math.floor((NOW - known[RECOVERED_AT]) / 1000), CONSECUTIVE_FAILURES + known[PROVEN])
+local function ramp_slots(record)
+  return math.max(2 ^ math.floor((NOW - record[RECOVERED_AT]) / 1000), CONSECUTIVE_FAILURES + record[PROVEN])
 end
 
 -- As `health.ramp_pace`. Blocks where this second of a ramp has had its calls.
@@ -128,13 +128,13 @@ local function capacity(load, limits, slots, squeezed, bid, block)
   end
   for _, kind in ipairs(KINDS) do
     local name, amount = kind[1], total(use, kind)
-    local full, told = limits[name], usage.headers[name]
+    local full, header = limits[name], usage.headers[name]
     if amount > 0 then
-      if told and told.total and told['until'] > NOW and total(usage.charged, kind) + amount > told.total then
-        block(told['until'], name)
-        full_until(told['until'], kind, told.total - total(usage.charged, kind))
+      if header and header.total and header['until'] > NOW and total(usage.charged, kind) + amount > header.total then
+        block(header['until'], name)
+        full_until(header['until'], kind, header.total - total(usage.charged, kind))
       end
-      if told and NOW < (told.holds or 0) and (not full or told.limit < full) then full = told.limit end
+      if header and NOW < (header.holds or 0) and (not full or header.limit < full) then full = header.limit end
       if full then
         local limit, window = full * squeezed, usage[kind[2]]
         local kept = kind[2] == 'minute' and total(ahead, kind) or 0
@@ -230,20 +230,20 @@ for _, bid in ipairs(ask.bids) do
     loads[i] = load_of(KEYS[at], KEYS[at + 1])
     at = at + 2
   end
-  local known, load = known_of(bid.endpoint_id), loads[1]
+  local record, load = record_of(bid.endpoint_id), loads[1]
   local till, reason = nil, nil -- of what stands longest in the way
   local function block(time, why)
     if till == nil or (till ~= NEVER and (time == NEVER or time > till)) then till, reason = time, why end
   end
 
   if paused then block(NEVER, 'the batch is paused') end
-  local half_open, ramping = circuit(known, block)
+  local half_open, ramping = circuit(record, block)
   local slots = bid.limits.concurrency
   if ramping then
-    slots = math.min(ramp_slots(known), slots or math.huge)
+    slots = math.min(ramp_slots(record), slots or math.huge)
     if bid.limits.requests_per_minute then pace(bid.limits.requests_per_minute, load.usage.minute, block) end
   end
-  local free, ready_at, fits = capacity(load, bid.limits, slots, share_of(known), bid, block)
+  local free, ready_at, fits = capacity(load, bid.limits, slots, share_of(record), bid, block)
   if bid.shared_limits then
     local shared = bid.shared_limits
     local also_free, also_at, also_fits = capacity(loads[2], shared, shared.concurrency, 1, bid, block)
@@ -251,21 +251,21 @@ for _, bid in ipairs(ask.bids) do
   end
   money(bid, block)
 
-  known[FREE], known[FREE_AT], known[READY_AT], known[SLOTS] = free, NOW, ready_at, bid.limits.concurrency or -1
-  known[FITS] = ready_at > 0 and math.max(0, math.floor(fits)) or 0
-  known[IN_FLIGHT] = load.in_flight
+  record[FREE], record[FREE_AT], record[READY_AT], record[SLOTS] = free, NOW, ready_at, bid.limits.concurrency or -1
+  record[FITS] = ready_at > 0 and math.max(0, math.floor(fits)) or 0
+  record[IN_FLIGHT] = load.in_flight
   if not till then
-    if load.in_flight == 0 or NOW < known[OLDEST] then known[OLDEST] = NOW end
+    if load.in_flight == 0 or NOW < record[OLDEST] then record[OLDEST] = NOW end
     local probe = 0
     if half_open then
-      probe = known[PROBES] + 1
-      known[PROBE], known[PROBES], known[PROBE_UNTIL] = probe, probe, ends_at
+      probe = record[PROBES] + 1
+      record[PROBE], record[PROBES], record[PROBE_UNTIL] = probe, probe, ends_at
     end
-    known[IN_FLIGHT] = load.in_flight + 1
-    keep(bid.endpoint_id, known)
+    record[IN_FLIGHT] = load.in_flight + 1
+    keep(bid.endpoint_id, record)
     if ask.fence then
-      local record, story = KEYS[#KEYS - 1], KEYS[#KEYS]
-      redis.call('HSET', record, 'state', 'calling')
+      local job, story = KEYS[#KEYS - 1], KEYS[#KEYS]
+      redis.call('HSET', job, 'state', 'calling')
       redis.call('RPUSH', story, '{"at":' .. NOW .. ',"event":"routed","to":' .. cjson.encode(bid.endpoint_id) .. '}')
     end
     for _, some in ipairs({asked_first or {}, loads}) do
@@ -273,11 +273,11 @@ for _, bid in ipairs(ask.bids) do
     end
     return grant(bid, loads, probe)
   end
-  keep(bid.endpoint_id, known)
-  if not asked_first then asked_first, soon = loads, till ~= NEVER and till <= NOW + ms(SOON_S) end
+  keep(bid.endpoint_id, record)
+  if not asked_first then asked_first, soon = loads, till ~= NEVER and till <= NOW + ms(KEEP_IF_WITHIN_S) end
   refusal[#refusal + 1] = {bid.endpoint_id, till, reason}
 end
-if ask.waits and ask.place and soon then
+if ask.keeps_room and ask.position and soon then
   for _, load in ipairs(asked_first) do keep_room(load, need_of(ask.bids[1])) end
 end
 return refusal

@@ -18,9 +18,9 @@ for i, member in ipairs(ARGV) do
     redis.call('ZREM', KEYS.call_lease_ends, member)
     redis.call('ZREM', calls_key, id)
     redis.call('ZREM', shared_key, id)
-    local known = known_of(endpoint)
-    count_calls(known, calls_key)
-    keep(endpoint, known)
+    local record = record_of(endpoint)
+    count_calls(record, calls_key)
+    keep(endpoint, record)
     ended = ended + 1
   end
 end

@@ -6,24 +6,24 @@
 local what, till = ARGV[1], NOW + ARGV[3]
 for i = 4, #ARGV do
   local endpoint, tells = ARGV[i], what ~= 'restored'
-  local known = known_of(endpoint)
+  local record = record_of(endpoint)
   if what == 'cooldown' then
-    if known[COOLDOWN_UNTIL] <= NOW then -- once a cooldown, however many calls ran into it
-      known[SHARE] = math.max(SQUEEZE_LEAST, share_of(known) * SQUEEZE)
+    if record[COOLDOWN_UNTIL] <= NOW then -- once a cooldown, however many calls ran into it
+      record[SHARE] = math.max(MIN_SQUEEZE, share_of(record) * SQUEEZE)
     end
-    tells = till > known[COOLDOWN_UNTIL]
-    known[COOLDOWN_UNTIL] = math.max(known[COOLDOWN_UNTIL], till)
+    tells = till > record[COOLDOWN_UNTIL]
+    record[COOLDOWN_UNTIL] = math.max(record[COOLDOWN_UNTIL], till)
   elseif what == 'disabled' then
-    known[DISABLED] = NOW
+    record[DISABLED] = NOW
   elseif what == 'isolated' then
-    known[ISOLATED] = NOW
+    record[ISOLATED] = NOW
   else
     local first = fresh()
-    for _, field in ipairs(RESTORED) do known[field] = first[field] end
+    for _, field in ipairs(RESTORED) do record[field] = first[field] end
     local usage = usage_of(KEYS[i - 2])
     usage.headers = {}
     keep_usage(KEYS[i - 2], usage)
   end
-  keep(endpoint, known)
+  keep(endpoint, record)
   if tells then redis.call('HSET', KEYS.endpoints, endpoint .. ' ' .. what, ARGV[2]) end
 end

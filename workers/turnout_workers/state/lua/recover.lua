@@ -4,10 +4,10 @@
 --
 -- KEYS  endpoints
 -- ARGV  endpoint
-local known = known_of(ARGV[1])
-local over = known[OPEN_UNTIL] <= NOW and known[RECOVERED_AT] < known[OPEN_UNTIL]
-if over and known[DISABLED] == 0 and known[ISOLATED] == 0 then
-  known[RECOVERED_AT], known[PROBE], known[PROBE_UNTIL] = NOW, 0, 0
-  known[CONSECUTIVE], known[PROVEN], known[BAD], known[WEIGHT] = 0, 0, 0, 0
-  keep(ARGV[1], known)
+local record = record_of(ARGV[1])
+local over = record[OPEN_UNTIL] <= NOW and record[RECOVERED_AT] < record[OPEN_UNTIL]
+if over and record[DISABLED] == 0 and record[ISOLATED] == 0 then
+  record[RECOVERED_AT], record[PROBE], record[PROBE_UNTIL] = NOW, 0, 0
+  record[CONSECUTIVE], record[PROVEN], record[BAD_WEIGHT], record[WEIGHT] = 0, 0, 0, 0
+  keep(ARGV[1], record)
 end

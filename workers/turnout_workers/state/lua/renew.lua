@@ -10,10 +10,10 @@ for i = 2, #ARGV do
   local ends_at = redis.call('ZSCORE', KEYS.call_lease_ends, member)
   if ends_at and tonumber(ends_at) > NOW then
     redis.call('ZADD', KEYS.call_lease_ends, NOW + ARGV[1], member)
-    local known = call.probe > 0 and known_of(call.endpoint)
-    if known and known[PROBE] == call.probe then
-      known[PROBE_UNTIL] = NOW + ARGV[1]
-      keep(call.endpoint, known)
+    local record = call.probe > 0 and record_of(call.endpoint)
+    if record and record[PROBE] == call.probe then
+      record[PROBE_UNTIL] = NOW + ARGV[1]
+      keep(call.endpoint, record)
     end
   end
 end

@@ -7,14 +7,14 @@
 -- Of the endpoint, and of its account.
 local usage_keys, calls_keys = {KEYS.usage, KEYS.account_usage}, {KEYS.calls, KEYS.account_calls}
 local report = cjson.decode(ARGV[1])
-local known = known_of(report.endpoint_id)
-local decay = math.exp(-math.max(0, NOW - known[OUTCOMES_AT]) / 1000 / ERROR_MEMORY_S)
-local weight, bad = known[WEIGHT] * decay, known[BAD] * decay
+local record = record_of(report.endpoint_id)
+local decay = math.exp(-math.max(0, NOW - record[OUTCOMES_AT]) / 1000 / ERROR_MEMORY_S)
+local weight, bad = record[WEIGHT] * decay, record[BAD_WEIGHT] * decay
 
 local function counters(probe)
   local rate = weight > 0 and bad / weight or 0
-  local as_begun = known[ROW_TO] - known[ROW_FROM] + 1
-  return {NOW, known[CONSECUTIVE], as_begun, string.format('%.17g', rate), string.format('%.17g', weight), probe}
+  local as_begun = record[RUN_TO] - record[RUN_FROM] + 1
+  return {NOW, record[CONSECUTIVE], as_begun, string.format('%.17g', rate), string.format('%.17g', weight), probe}
 end
 
 local held, cost, accounts, late = unpack(redis.call('HMGET', KEYS.call_lease, 'call', 'cost', 'accounts', 'expired'))
@@ -23,7 +23,7 @@ if call.endpoint ~= report.endpoint_id then return counters(0) end -- reported b
 redis.call('DEL', KEYS.call_lease)
 redis.call('ZREM', KEYS.call_lease_ends, report.endpoint_id .. ' ' .. report.lease_id)
 for i in ipairs(call.buckets) do redis.call('ZREM', calls_keys[i], report.lease_id) end
-count_calls(known, KEYS.calls)
+count_calls(record, KEYS.calls)
 
 local changes = {spent = report.cost_microusd, unsure = report.unsure_microusd, reserved = 0}
 local reserved_as = late and 'unsure' or 'reserved'
@@ -52,19 +52,19 @@ local function kind_of(name)
 end
 
 -- `remaining` counted this call and perhaps not those after it: it caps the total of charges until the reset.
-local function learn(headers)
-  for _, told in ipairs(report.limits) do
-    local header = headers[told.kind] or {}
-    if told.limit then header.limit, header.holds = told.limit, NOW + ms(TOLD_S) end
-    local kind = kind_of(told.kind)
-    if told.remaining and told.reset_s and kind then
+local function learn_from_headers(headers)
+  for _, observed in ipairs(report.limits) do
+    local header = headers[observed.kind] or {}
+    if observed.limit then header.limit, header.holds = observed.limit, NOW + ms(ANNOUNCED_LIMIT_S) end
+    local kind = kind_of(observed.kind)
+    if observed.remaining and observed.reset_s and kind then
       local sum = total(call.charged, kind)
-      if not header.told or header['until'] <= NOW or sum >= header.told then
-        local reset_s = math.min(told.reset_s, RESET_MOST_S[kind[2]])
-        header.total, header['until'], header.told = sum + told.remaining, NOW + ms(reset_s), sum
+      if not header.charged or header['until'] <= NOW or sum >= header.charged then
+        local reset_s = math.min(observed.reset_s, MAX_RESET_S[kind[2]])
+        header.total, header['until'], header.charged = sum + observed.remaining, NOW + ms(reset_s), sum
       end
     end
-    headers[told.kind] = header
+    headers[observed.kind] = header
   end
 end
 
@@ -73,46 +73,46 @@ if error[2] ~= 0 or error[3] ~= 0 or #report.limits > 0 then
     local usage = usage_of(usage_keys[i])
     correct(usage_keys[i], 'minute', usage.minute, bucket[1])
     correct(usage_keys[i], 'day', usage.day, bucket[2])
-    if i == 1 then learn(usage.headers) end
+    if i == 1 then learn_from_headers(usage.headers) end
     keep_usage(usage_keys[i], usage)
   end
 end
 
 -- Failures in a row by the order in which calls began, of which each has its number: a success breaks only a row that
 -- began before it, and a call that has not ended stands in its place like one.
-local function row(number)
+local function count_run(number)
   if report.ok then
-    if number > known[ROW_TO] then known[ROW_FROM], known[ROW_TO] = number + 1, number end
-  elseif number == known[ROW_FROM] - 1 then
-    known[ROW_FROM] = number
-  elseif number > known[ROW_TO] then
-    if number > known[ROW_TO] + 1 then known[ROW_FROM] = number end
-    known[ROW_TO] = number
+    if number > record[RUN_TO] then record[RUN_FROM], record[RUN_TO] = number + 1, number end
+  elseif number == record[RUN_FROM] - 1 then
+    record[RUN_FROM] = number
+  elseif number > record[RUN_TO] then
+    if number > record[RUN_TO] + 1 then record[RUN_FROM] = number end
+    record[RUN_TO] = number
   end
 end
 
 -- What a call says that was made before an ejection is no news; but a probe's outcome always is.
-local probe = call.probe > 0 and call.probe == known[PROBE]
-if probe then known[PROBE_UNTIL] = NOW + ms(VERDICT_S) end
-if report.counts and (probe or call.at >= known[OPEN_UNTIL]) then
+local probe = call.probe > 0 and call.probe == record[PROBE]
+if probe then record[PROBE_UNTIL] = NOW + ms(VERDICT_S) end
+if report.counts and (probe or call.at >= record[OPEN_UNTIL]) then
   weight, bad = weight + 1, bad + (report.ok and 0 or 1)
-  known[WEIGHT], known[BAD], known[OUTCOMES_AT] = weight, bad, NOW
-  known[CONSECUTIVE] = report.ok and 0 or known[CONSECUTIVE] + 1
-  known[PROVEN] = known[PROVEN] + (report.ok and 1 or 0)
-  row(call.charged[1])
+  record[WEIGHT], record[BAD_WEIGHT], record[OUTCOMES_AT] = weight, bad, NOW
+  record[CONSECUTIVE] = report.ok and 0 or record[CONSECUTIVE] + 1
+  record[PROVEN] = record[PROVEN] + (report.ok and 1 or 0)
+  count_run(call.charged[1])
 end
 
 -- As `latency.step`: slow samples count more, and a second one below half the estimate counts most.
 local function step(field, low_field, sample)
-  local estimate, low = known[field], false
+  local estimate, low = record[field], false
   if estimate >= 0 then
     low = sample < estimate / 2
-    local relieved = low and known[low_field] == 1
+    local relieved = low and record[low_field] == 1
     local least = relieved and STEP_RELIEF or sample > estimate and STEP_SLOWER or STEP_FASTER
-    local share = math.max(least, 1 - math.exp(-math.max(0, NOW - known[LATENCY_AT]) / 1000 / MEMORY_S))
+    local share = math.max(least, 1 - math.exp(-math.max(0, NOW - record[LATENCY_AT]) / 1000 / MEMORY_S))
     sample = estimate + share * (sample - estimate)
   end
-  known[field], known[low_field] = sample, low and 1 or 0
+  record[field], record[low_field] = sample, low and 1 or 0
 end
 
 if report.ok and report.latency_s then
@@ -120,21 +120,21 @@ if report.ok and report.latency_s then
   if report.output_tokens > 0 then first = report.ttft_s end
   if first then step(TTFT, TTFT_LOW, first) end
   if report.output_tokens > 0 then
-    step(PACE, PACE_LOW, math.max(0, report.latency_s - (first or math.max(known[TTFT], 0))) / report.output_tokens)
+    step(S_PER_TOKEN, S_PER_TOKEN_LOW, math.max(0, report.latency_s - (first or math.max(record[TTFT], 0))) / report.output_tokens)
   end
   if report.predicted_s and report.predicted_s > 0 then
     local residual = math.log(math.max(report.latency_s, 0.001) / report.predicted_s)
     residual = math.max(-MAX_RESIDUAL, math.min(MAX_RESIDUAL, residual))
-    known[RESIDUAL] = known[RESIDUAL] + SIGMA_STEP * (residual * residual - known[RESIDUAL])
+    record[RESIDUAL] = record[RESIDUAL] + SIGMA_STEP * (residual * residual - record[RESIDUAL])
   end
-  known[LATENCY_AT], known[SAMPLES] = NOW, known[SAMPLES] + 1
+  record[LATENCY_AT], record[SAMPLES] = NOW, record[SAMPLES] + 1
   redis.call('HINCRBY', KEYS.latencies, report.endpoint_id .. ' ' .. ARGV[2], 1)
 end
 
 if report.ok and report.input_tokens > 0 then
-  known[CACHED] = known[CACHED] + CACHED_STEP * (math.min(1, report.cached_tokens / report.input_tokens) - known[CACHED])
+  record[CACHED] = record[CACHED] + CACHED_STEP * (math.min(1, report.cached_tokens / report.input_tokens) - record[CACHED])
 end
-known[CALLS], known[FAILURES] = known[CALLS] + 1, known[FAILURES] + (report.ok and 0 or 1)
-known[SPENT] = known[SPENT] + report.cost_microusd
-keep(report.endpoint_id, known)
+record[CALLS], record[FAILURES] = record[CALLS] + 1, record[FAILURES] + (report.ok and 0 or 1)
+record[SPENT] = record[SPENT] + report.cost_microusd
+keep(report.endpoint_id, record)
 return counters(probe and 1 or 0)

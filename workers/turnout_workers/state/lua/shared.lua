@@ -3,26 +3,26 @@ local NOW = now_ms()
 
 local function ms(seconds) return math.floor(seconds * 1000 + 0.5) end
 
--- What is known of an endpoint, see record.py: a table of numbers, `known[EJECTIONS]`.
-local function known_of(endpoint)
+-- What is known of an endpoint, see record.py: a table of numbers, `record[EJECTIONS]`.
+local function record_of(endpoint)
   local packed = redis.call('HGET', KEYS.endpoints, endpoint)
   return packed and {struct.unpack(LAYOUT, packed)} or fresh()
 end
 
-local function keep(endpoint, known)
-  redis.call('HSET', KEYS.endpoints, endpoint, struct.pack(LAYOUT, unpack(known)))
+local function keep(endpoint, record)
+  redis.call('HSET', KEYS.endpoints, endpoint, struct.pack(LAYOUT, unpack(record)))
 end
 
 -- What its calls in flight say: how many there are, and when the oldest began.
-local function count_calls(known, calls_key)
-  known[IN_FLIGHT] = redis.call('ZCARD', calls_key)
-  known[OLDEST] = tonumber(redis.call('ZRANGE', calls_key, 0, 0, 'WITHSCORES')[2] or 0)
+local function count_calls(record, calls_key)
+  record[IN_FLIGHT] = redis.call('ZCARD', calls_key)
+  record[OLDEST] = tonumber(redis.call('ZRANGE', calls_key, 0, 0, 'WITHSCORES')[2] or 0)
 end
 
 -- The share of its limits that it may have, squeezed by a cooldown and regrown since.
-local function share_of(known)
-  local since_s = (NOW - known[COOLDOWN_UNTIL]) / 1000
-  return math.min(1, known[SHARE] + SQUEEZE_REGROWTH * math.max(0, since_s - SQUEEZE_HOLD_S))
+local function share_of(record)
+  local since_s = (NOW - record[COOLDOWN_UNTIL]) / 1000
+  return math.min(1, record[SHARE] + SQUEEZE_REGROWTH * math.max(0, since_s - SQUEEZE_HOLD_S))
 end
 
 -- Change what an account has, column by column; not of one that was forgotten while its calls were under way.
