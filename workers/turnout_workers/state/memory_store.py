@@ -83,7 +83,7 @@ class MemoryFleetStore:
         for bid in ask.bids:
             if not (obstacles := list(self._obstacles(bid, ask, now))):
                 for usage in {*self._counted_by(ask.bids[0]), *self._counted_by(bid)}:
-                    usage.keep_none(ask.position)
+                    usage.stop_keeping(ask.position)
                 return self._grant(bid, ask, now)
             longest[bid.endpoint_id] = max(obstacles, key=lambda o: math.inf if o.until is None else o.until)
         first = ask.bids[0]

@@ -1,4 +1,4 @@
-"""What a store keeps of an endpoint: one record of numbers, and how it reads as health, metrics and load.
+"""What a store keeps about an endpoint: one record of numbers, read as health, metrics and load.
 
 `memory_store.py` changes it as an object. In Redis it is packed, so that a script reads and writes it in one step. The
 texts for people are fields of the same hash: `ENDPOINT ejected` and so on. A record with another layout needs a key
@@ -19,27 +19,27 @@ from turnout_workers.routing.latency import MIN_SIGMA
 
 @dataclass(slots=True)
 class EndpointRecord:
-    """Times in ms, 0: never. -1: there was no sample, or there is no such limit."""
+    """Times are in ms, 0 is never. -1: no sample yet, or no such limit."""
 
     open_until: float = 0
     ejections: float = 0
     recovered_at: float = 0
     cooldown_until: float = 0
     share: float = 1
-    """Of its limits, what was left by the last cooldown."""
+    """Share of its limits that the last cooldown left."""
     disabled: float = 0
     isolated: float = 0
     probe: float = 0
-    """The number of the one that is out; 0: none is."""
+    """Number of the probe in flight. 0: none."""
     probes: float = 0
     probe_until: float = 0
     consecutive: float = 0
     run_from: float = 1
     run_to: float = 0
-    """Of the calls in a row, as they began, that failed last: the numbers of the first and of the last."""
+    """Numbers of the first and last call of the current run of failures, in the order in which calls began."""
     proven: float = 0
     weight: float = 0
-    """Of recent outcomes, as of `outcomes_at`, and of the bad ones among them."""
+    """Decayed count of recent outcomes as of `outcomes_at`; `bad_weight` counts the failures among them."""
     bad_weight: float = 0
     outcomes_at: float = 0
     ttft: float = -1
@@ -58,19 +58,19 @@ class EndpointRecord:
     in_flight: float = 0
     oldest: float = 0
     free: float = 1
-    """Share of the scarcest limit, when it was last looked at."""
+    """Share of the scarcest limit that was free at `free_at`."""
     free_at: float = 0
     ready_at: float = 0
     fits: float = 0
-    """Tokens that find room before `ready_at`, too."""
+    """Tokens for which there is room before `ready_at`."""
     slots: float = -1
 
     def decay(self, now: int) -> float:
-        """What is left now of the weight of outcomes."""
+        """The factor by which the weights of outcomes have decayed by now."""
         return math.exp(-max(0, now - self.outcomes_at) / 1000 / ERROR_MEMORY_S)
 
     def health(self, now: int, texts: Mapping[str, str]) -> Health:
-        """`texts`: those beside the record, by name."""
+        """texts: the texts beside the record, by name."""
         return Health(
             open_until=self.open_until / 1000,
             ejections=int(self.ejections),
@@ -87,7 +87,7 @@ class EndpointRecord:
         )
 
     def observed(self, now: int, texts: Mapping[str, str]) -> Observed:
-        """All of it, with what isn't in the record."""
+        """Health, metrics and load, with the texts that aren't in the record."""
         metrics = ProviderMetrics(
             ttft_s=sampled(self.ttft),
             s_per_token=sampled(self.s_per_token),
@@ -119,7 +119,7 @@ def sampled(value: float) -> float | None:
 
 
 TEXTS = ("ejected", "cooldown", "disabled", "isolated")
-"""Why it is so, or was last."""
+"""Fields of the hash that say why the endpoint is, or last was, in this state."""
 FRESH = EndpointRecord()
 NAMES = tuple(field.name for field in fields(EndpointRecord))
 RESTORED = (
@@ -127,7 +127,7 @@ RESTORED = (
     *("probe", "probe_until", "consecutive", "run_from", "run_to", "proven", "weight", "bad_weight"),
     *("free", "free_at", "ready_at", "fits"),
 )
-"""What an operator's or a health check's word makes fresh again, beside what the provider has said of its limits."""
+"""Fields that are reset when an operator or a health check restores the endpoint, as is what its headers said."""
 _LAYOUT = Struct("<" + "d" * len(NAMES))
 
 LUA = f"""
@@ -136,7 +136,7 @@ local RESTORED = {{{", ".join(map(str.upper, RESTORED))}}}
 local LAYOUT = '{_LAYOUT.format}'
 local function fresh() return {{{", ".join(str(getattr(FRESH, name)) for name in NAMES)}}} end
 """
-"""For scripts: in a record that is unpacked to a table, `OPEN_UNTIL` and so on say where each field is."""
+"""For scripts: `OPEN_UNTIL` and so on are the indexes of the fields in an unpacked record."""
 
 
 def unpacked(packed: bytes) -> EndpointRecord:

@@ -1,9 +1,8 @@
 """Sliding windows: how much of a rate limit is used, and when there will be room.
 
-Time is cut into buckets, and a window counts one bucket more than its span. So whatever the offset, no
-stretch of time as long as the span ever holds more than the limit, at the cost of one bucket's length in
-which capacity lies idle: 60 of 61 s in a minute. A charge can be corrected later, in the bucket where it was
-made, when the tokens that a call really took are known.
+Time is cut into buckets, and a window counts one bucket more than its span. So no stretch of time as long as the span
+ever holds more than the limit, whatever its offset. The cost is one bucket's length of idle capacity: 60 of 61 s in a
+minute. Once the tokens that a call really took are known, its charge is corrected in the bucket where it was made.
 """
 
 from __future__ import annotations
@@ -17,16 +16,17 @@ MINUTE = (1_000, 60)
 DAY = (900_000, 96)
 
 MAX_RESET_S = {"minute": 600.0, "day": 86_400.0}
-"""By window, for how long a provider's word on what remains is believed at most: what it says later is longer than such
-limits take to refill, and nobody would see why the endpoint is left alone."""
+"""By window, the longest that a header's `remaining` is believed. Such limits refill in less, and an endpoint left idle
+for longer would be hard to explain."""
 
 SQUEEZE = 0.7
-"""Each cooldown cuts the limits to this share of what they were …"""
+"""Each cooldown multiplies the limits in force by this."""
 MIN_SQUEEZE = 0.05
+"""Smallest share of the full limits that cooldowns leave."""
 SQUEEZE_HOLD_S = 5.0
-"""… and from this long after its end on …"""
+"""How long after a cooldown the limits begin to grow back."""
 SQUEEZE_REGROWTH = 0.04
-"""… they grow back by this much of the full limit per second."""
+"""Share of the full limits that grows back per second."""
 
 
 class Use(NamedTuple):
@@ -78,8 +78,8 @@ class Window:
     newest: int = 0
 
     def roll(self, now_ms: int) -> None:
-        """Drop the buckets that have left. A clock that went back a little stays in the newest one, and one that went
-        back further than the window is long begins anew."""
+        """Drop the buckets that have left the window. If the clock went back, charges go to the newest bucket; if it
+        went back by more than the window, all buckets are dropped."""
         bucket = now_ms // self.width_ms
         if bucket < self.newest - self.span:
             self.buckets, self.used, self.newest = {}, NOTHING, bucket
@@ -88,19 +88,19 @@ class Window:
             self.used = self.used.minus(self.buckets.pop(bucket))
 
     def add(self, use: Use) -> int:
-        """Charge it now. Returns in which bucket."""
+        """Charge it now. Returns the bucket."""
         self.buckets[self.newest] = self.buckets.get(self.newest, NOTHING).plus(use)
         self.used = self.used.plus(use)
         return self.newest
 
     def correct(self, bucket: int, error: Use) -> None:
-        """Where it was charged; a bucket that has left the window is no longer of interest."""
+        """Correct a charge in its bucket, unless that has left the window."""
         if bucket in self.buckets:
             self.buckets[bucket] = self.buckets[bucket].plus(error)
             self.used = self.used.plus(error)
 
     def room_at(self, kind: Kind, fits: Callable[[int], bool]) -> int:
-        """When (ms) `fits(used)` will hold if nothing is charged until then: at the latest when the window is empty."""
+        """When (ms) `fits(used)` will hold if nothing more is charged: at the latest when the window is empty."""
         used = kind.of(self.used)
         if fits(used):
             return 0
@@ -108,12 +108,12 @@ class Window:
             used -= kind.of(self.buckets[bucket])
             if fits(used):
                 break
-        else:  # not while room is kept for another
+        else:  # room is kept for another job
             bucket = self.newest
         return (bucket + self.span + 1) * self.width_ms
 
 
 def squeezed(share: float, blocked_until_ms: float, now_ms: int) -> float:
-    """Share of the configured limits that is in force, having been `share` when the cooldown ended."""
+    """Share of the configured limits in force, if it was `share` when the cooldown ended."""
     since_s = (now_ms - blocked_until_ms) / 1000
     return min(1.0, share + SQUEEZE_REGROWTH * max(0.0, since_s - SQUEEZE_HOLD_S))
