@@ -112,13 +112,13 @@ def test_a_job_that_is_run_again_has_its_whole_ceiling(done: Done, flushed: redi
         unsure = flushed.hget(bench.ledger.keys.money, f"job:{JOB}|unsure")
         run(flushed, [bench.ledger.cancel(JOB, None)])
         await bench.attempt(bench.worker, lambda attempt: attempt)  # the message that tells a worker of it
-        assert (unsure, bench.ends[-1] and bench.ends[-1].how) == (b"59", "skipped")
+        assert (unsure, bench.ends[-1] and bench.ends[-1].how) == (b"159", "skipped")
         assert not [name for name in flushed.hkeys(bench.ledger.keys.money) if name.startswith(b"job:")]
         run(flushed, [bench.ledger.replay(JOB)])
         await bench.finish()
 
     hangs = failing(FailureKind.TIMED_OUT, Billed.MAYBE)
-    scenario = Scenario(wish={"only": ["cheap"], "max_cost_usd": 100e-6}, cheap=[hangs, answer()])
+    scenario = Scenario(wish={"only": ["cheap"], "max_cost_usd": 200e-6}, cheap=[hangs, answer()])
     result = done(scenario, work)
     assert (result.status, result.cost_microusd, result.unsure_microusd) == ("succeeded", 10, 0)
 
@@ -177,7 +177,7 @@ def test_an_answer_that_is_paid_for_is_kept_though_its_last_pieces_cannot_be_str
 
 def test_a_job_that_has_spent_its_ceiling_says_so(done: Done) -> None:
     hangs = failing(FailureKind.TIMED_OUT, Billed.MAYBE)
-    result = done(Scenario(wish={"max_cost_usd": 100e-6}, cheap=[hangs]))
+    result = done(Scenario(wish={"max_cost_usd": 200e-6}, cheap=[hangs]))
     assert result.error is not None
     assert (result.status, result.error.code, len(result.attempts)) == ("failed", "cost_ceiling", 1)
     assert "$0.000041 of its ceiling left" in result.error.message

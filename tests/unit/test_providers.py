@@ -226,7 +226,7 @@ def test_the_most_that_a_call_can_cost_goes_by_the_length_of_its_prompt() -> Non
         upper_cost_microusd(JobProfile.of(InferenceRequest(prompt="x" * size, max_output_tokens=10)), endpoint)
         for size in (1000, 4000)
     ]
-    assert most == [508 * 1 + 10 * 2, 2008 * 3 + 10 * 4]
+    assert most == [608 * 1 + 10 * 2, 2108 * 3 + 10 * 4]
 
 
 @pytest.mark.parametrize(

@@ -648,7 +648,7 @@ async def test_who_has_spent_all_it_may_is_told_on_what(routers: Any) -> None:
     first = Provider("first", [down(K.INTERRUPTED, billed=Billed.MAYBE)])
     router = routers(first, Provider("second"), default_strategy=RoutingStrategy.FAILOVER)
     with pytest.raises(NoEligibleEndpoint, match="of its ceiling left") as told:
-        await router.complete(request(max_cost_usd=0.00025))
+        await router.complete(request(max_cost_usd=0.00035))
     assert "first/llama: interrupted: as scripted" in told.value.__notes__[0]
 
 

@@ -59,9 +59,10 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], str | None]] = [
     ({"max_input_usd_per_mtok": 1e6}, UNKNOWN_PRICE, "price_unknown"),
     ({"max_cost_usd": 100.0}, UNKNOWN_PRICE, "price_unknown"),
     ({}, UNKNOWN_PRICE, None),
-    # 13 input tokens at most (10 bytes, 8 for the message) at 1, and 100 output at 2 micro-dollars: 213.
-    ({"max_cost_usd": 213e-6}, {}, None),
-    ({"max_cost_usd": 212e-6}, {}, "cost"),
+    # 115 input tokens at most (7 of text, 8 for the message, 100 of a template) at 1, and 100 output at 2
+    # micro-dollars: 315.
+    ({"max_cost_usd": 315e-6}, {}, None),
+    ({"max_cost_usd": 314e-6}, {}, "cost"),
     ({"max_cost_usd": 0.0}, {"price": Price(0, 0)}, None),
 ]
 
@@ -110,18 +111,18 @@ def test_the_message_of_a_refusal_sums_up_and_begins_with_what_came_nearest() ->
 
 
 def test_what_was_spent_counts_against_the_cost_ceiling() -> None:
-    wanted = request(max_cost_usd=300e-6)
+    wanted = request(max_cost_usd=400e-6)
     fresh, spent = JobProfile.of(wanted), JobProfile.of(wanted, spent_microusd=100)
     fleet = Fleet([endpoint()])
     assert refusal(fresh, fleet) is None
-    assert "may cost $0.000213, $0.000200 of its ceiling left" in str(refusal(spent, fleet))
+    assert "may cost $0.000315, $0.000300 of its ceiling left" in str(refusal(spent, fleet))
 
 
 def test_an_answer_without_limit_is_priced_at_the_longest_one() -> None:
     wanted = JobProfile.of(request(max_output_tokens=None))
-    assert upper_cost_microusd(wanted, endpoint()) == 13 + 2 * MAX_OUTPUT_TOKENS
-    assert upper_cost_microusd(wanted, endpoint(context_tokens=100_000)) == 13 + 2 * 100_000
-    assert upper_cost_microusd(wanted, endpoint(context_tokens=100_000, max_output_tokens=1000)) == 13 + 2 * 1000
+    assert upper_cost_microusd(wanted, endpoint()) == 115 + 2 * MAX_OUTPUT_TOKENS
+    assert upper_cost_microusd(wanted, endpoint(context_tokens=100_000)) == 115 + 2 * 100_000
+    assert upper_cost_microusd(wanted, endpoint(context_tokens=100_000, max_output_tokens=1000)) == 115 + 2 * 1000
 
 
 def test_a_job_without_a_ceiling_fits_anywhere_whatever_it_costs() -> None:
@@ -131,7 +132,7 @@ def test_a_job_without_a_ceiling_fits_anywhere_whatever_it_costs() -> None:
 
 def test_the_most_a_call_can_cost_takes_all_input_as_stored_where_that_is_dearer() -> None:
     at = endpoint(max_output_tokens=1000, price=Price(1.0, 2.0, 0.1, 2.0))
-    assert upper_cost_microusd(JobProfile.of(request(max_output_tokens=None)), at) == 13 * 2 + 2 * 1000
+    assert upper_cost_microusd(JobProfile.of(request(max_output_tokens=None)), at) == 115 * 2 + 2 * 1000
 
 
 def test_an_endpoint_that_showed_it_cannot_do_the_job_is_never_offered_again() -> None:

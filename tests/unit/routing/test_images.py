@@ -154,7 +154,7 @@ GEMINI = endpoint("gemini", **SEES, image_rule=rule_of("gemini-3.8-flash"), pric
 
 def test_a_ceiling_on_cost_reckons_with_what_each_model_counts_for_an_image() -> None:
     wanted = asked(png(*PHOTO), png(*PHOTO))
-    assert upper_cost_microusd(wanted, GPT_6) == 2 * 14_364 + 11
+    assert upper_cost_microusd(wanted, GPT_6) == 2 * 14_364 + 112
     capped = asked(png(*PHOTO), png(*PHOTO), constraints={"max_cost_usd": 0.01})
     assert reasons(decide(capped, GPT_6, GEMINI)) == {"openai": "cost"}
 
@@ -167,8 +167,8 @@ def test_the_cheapest_is_judged_by_what_it_counts_for_an_image() -> None:
 def test_rate_limits_are_charged_with_what_the_model_counts_for_an_image() -> None:
     wanted = asked(png(*PHOTO))
     assert {one.endpoint.provider: one.input_tokens for one in decide(wanted, GPT_6, GEMINI).candidates} == {
-        "openai": 14_364 + 11,
-        "gemini": 1120 + 11,
+        "openai": 14_364 + 112,
+        "gemini": 1120 + 112,
     }
     room = Load(ready_at=1_000_010.0, fits=14_000)
     assert chosen(decide(wanted, view(GPT_6, load=room))) == []

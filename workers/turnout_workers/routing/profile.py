@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from string import ascii_lowercase
 
 from turnout.request import Capability, InferenceRequest, Quality, RoutingConstraints
 from turnout_workers.routing.images import Image, ImageRule, Tokens, image_tokens, images_of
@@ -13,6 +14,14 @@ USUAL_OUTPUT_TOKENS = 256
 """Expected answer of a job that doesn't limit it; of one that does, half its limit if that is less."""
 MAX_OUTPUT_TOKENS = 4096
 """Upper estimate of an answer that neither the job nor the endpoint limits."""
+TEMPLATE_TOKENS = 100
+"""Upper estimate of what a chat's template adds, such as gpt-oss's own system prompt, or the words about a schema."""
+TOOLS_TOKENS = 600
+"""Upper estimate of the system prompt that tools bring with them: Claude's takes 159 to 530, by its price list."""
+MARK_TOKENS = 2
+"""What marks the beginning and the end of a text to embed, in models like BERT."""
+_SMALL_LETTERS = bytes(ord("a") if chr(byte) in ascii_lowercase else 0 for byte in range(256))
+"""For `bytes.translate`: each of them becomes an `a`, and any other byte none."""
 
 NO_CONSTRAINTS = RoutingConstraints()
 
@@ -137,18 +146,21 @@ class JobProfile:
 
 
 def estimate_input_tokens(request: InferenceRequest) -> tuple[int, int]:
-    """Upper and expected number of input tokens, from the bytes of the text; images are `images_of`.
+    """Upper and expected number of input tokens, from the bytes of the text, with 8 a message and the tools' JSON;
+    images are `images_of`.
 
-    Ordinary text takes no more than a token for two bytes, and English about one for four:
-    `ceil(bytes / 2)` and `ceil(bytes / 4)`, each with 8 a message and the tools' JSON.
+    Expected: English takes about one for four bytes. Upper: one for two small letters side by side and for any other
+    byte, as a digit may take, or a byte of a rare script; and what the provider adds unseen.
     """
-    messages = request.messages or ()
-    size = sum(len(text.encode()) for text in (request.prompt or "", *request.texts))
+    messages, texts = request.messages or (), [request.prompt or "", *request.texts]
     for message in messages:
-        size += len(message.text.encode()) + len((message.reasoning_content or "").encode())
-        size += sum(len(call.function.arguments.encode()) for call in message.tool_calls)
-    size += sum(len(tool.model_dump_json().encode()) for tool in request.tools)
+        texts += message.text, message.reasoning_content or ""
+        texts += (f"{call.function.name}{call.function.arguments}" for call in message.tool_calls)
+    texts += (tool.model_dump_json() for tool in request.tools)
     if request.response_format.json_schema is not None:
-        size += len(request.response_format.model_dump_json().encode())
+        texts.append(request.response_format.model_dump_json())
+    text = "".join(texts).encode()
     fixed = 8 * (len(messages) or request.prompt is not None)
-    return max(1, math.ceil(size / 2) + fixed), max(1, math.ceil(size / 4) + fixed)
+    unseen = MARK_TOKENS * len(request.texts) or TEMPLATE_TOKENS + TOOLS_TOKENS * bool(request.tools)
+    upper = len(text) - text.translate(_SMALL_LETTERS).count(b"aa")
+    return upper + fixed + unseen, max(1, math.ceil(len(text) / 4) + fixed)
