@@ -13,7 +13,7 @@ import click
 GROUP = "turnout.commands"
 UNUSABLE, STOPPED = 2, 3
 """Exit codes. 1: the command ran, but not everything is well, for example lines without an answer. See
-docs/operations.md."""
+docs/commands.md."""
 
 
 class Unusable(click.ClickException):

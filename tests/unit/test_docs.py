@@ -35,8 +35,9 @@ from turnout_workers.state.store import Account
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-REQUESTS, FAILURES, OPERATIONS, WEB_APPS = (
-    (ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("requests", "failures", "operations", "web-apps")
+REQUESTS, FAILURES, OPERATIONS, WEB_APPS, COMMANDS = (
+    (ROOT / "docs" / f"{name}.md").read_text("utf-8")
+    for name in ("requests", "failures", "operations", "web-apps", "commands")
 )
 CODE = "".join(
     path.read_text("utf-8")
@@ -76,10 +77,18 @@ def test_every_field_of_a_request_and_every_constraint_is_told() -> None:
 
 
 def test_every_exit_code_is_told() -> None:
-    told = re.split(r"^## ", OPERATIONS, flags=re.MULTILINE)
-    [section] = [text for text in told if text.startswith("Exit codes\n")]
+    sections = re.split(r"^## ", COMMANDS, flags=re.MULTILINE)
+    [section] = [text for text in sections if text.startswith("Exit codes\n")]
     codes = [DONE, SOME_FAILED, UNUSABLE, STOPPED, REFUSED]
     assert [*map(int, re.findall(r"^\| (\d) \|", section, re.MULTILINE))] == codes
+
+
+def test_every_command_is_listed() -> None:
+    listed = set(re.findall(r"^\| `turnout (batch [\w-]+|\w+)", COMMANDS, re.MULTILINE))
+    batch = main.get_command(click.Context(main), "batch")
+    assert isinstance(batch, click.Group)
+    names = {*main.list_commands(click.Context(main))} - {"batch"}
+    assert listed == names | {f"batch {name}" for name in batch.commands}
 
 
 def test_the_lines_that_the_page_shows_are_taken_and_written() -> None:
