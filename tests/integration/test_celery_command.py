@@ -75,11 +75,11 @@ def test_a_worker_that_leaves_its_terminal_logs_to_the_file_that_is_named(tmp_pa
 def test_a_worker_without_a_lane_is_refused() -> None:
     tried = subprocess.run([*COMMAND, "-Q", "ai"], capture_output=True, text=True, timeout=60)
     assert tried.returncode == 1
-    assert "let -Q name some of them, interactive, standard, batch" in tried.stderr
+    assert "name at least one of interactive, standard, batch with -Q" in tried.stderr
 
 
 @pytest.mark.parametrize("given", [["-P", "threads"], ["--autoscale", "10,1"]])
 def test_another_pool_or_a_size_that_changes_is_refused(given: list[str]) -> None:
     tried = subprocess.run([*COMMAND, *given], capture_output=True, text=True, timeout=60)
     assert tried.returncode == 1
-    assert "leave out -P and --autoscale, and set its size by -c" in tried.stderr
+    assert "leave out -P and --autoscale, and set the size with -c" in tried.stderr

@@ -85,8 +85,8 @@ def test_a_worker_asks_for_its_redis_every_two_seconds_however_long_it_is_away(
     with standing(tmp_path, FLEET) as stand:
         worker = stand.start_worker()
         stand.redis.kill()
-        stand.until(lambda: worker.said.count("Redis is asked again in ") > 3)
+        stand.until(lambda: worker.said.count("next attempt to reach Redis in ") > 3)
         stand.redis.restart()
         stand.until(lambda: "jobs are fetched again" in worker.said)
-    waits_s = re.findall(r"asked again in (\S+) s", worker.said)
+    waits_s = re.findall(r"attempt to reach Redis in (\S+) s", worker.said)
     assert set(waits_s) == {"0", "2"}, "at once, and then as often, where kombu would wait for 2 s more each time"

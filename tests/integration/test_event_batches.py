@@ -128,7 +128,7 @@ def test_what_could_not_be_told_is_told_though_nothing_else_happens(redis_server
         for _ in range(3):
             hub.later.pop()()
         for _ in range(3):
-            consumer.tell()  # as the pool does whenever a job has moved
+            consumer.publish_events()  # as the pool does whenever a job has moved
         assert len(hub.later) == 1
         dispatcher.producer = there
         assert not heard.state.tasks

@@ -205,7 +205,7 @@ def test_a_worker_that_waits_for_redis_at_its_start_is_healthy_and_can_be_stoppe
     with standing(tmp_path, fleet("one")) as stand:
         stand.redis.kill()
         worker = stand.start_worker(wait=False)
-        stand.until(lambda: "Redis can't be reached, trying again" in worker.said, 30)
+        stand.until(lambda: "Redis can't be reached; trying again" in worker.said, 30)
         stand.until(alive.exists, 30)  # a restart would not help
         worker.terminate()
         assert worker.wait(60) == 0

@@ -250,7 +250,7 @@ def test_a_cancelled_job_is_a_revoked_task(app: Celery, stand: Stand) -> None:
         sent.get(timeout=LIMIT_S)
     assert sent.state == "REVOKED"
     infer(app).apply_async().get(timeout=LIMIT_S)
-    assert f"[{sent.id}] cancelled, for it was revoked" not in stand.workers[0].said
+    assert f"[{sent.id}] cancelled because it was revoked" not in stand.workers[0].said
 
 
 def test_a_revoked_job_is_cancelled_wherever_it_waits_and_runs_when_it_is_replayed(app: Celery, stand: Stand) -> None:

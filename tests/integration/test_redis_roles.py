@@ -220,7 +220,7 @@ def test_a_callback_to_a_queue_that_the_worker_may_not_write_ends_no_worker(port
     worker = process.start([sys.executable, "-m", "turnout", "worker"], log, environ)
     try:
         subprocess.run([sys.executable, "-c", SENDS_CALLBACKS, url], check=True, timeout=90)
-        process.wait_until(lambda: log.read_text().count("what follows it can't be called") == 2, worker, log, 30)
+        process.wait_until(lambda: log.read_text().count("its callbacks can't be called") == 2, worker, log, 30)
         with Client(url) as client:
             assert client.submit("Are you there?").wait(timeout=30).text
         assert "Unrecoverable" not in log.read_text()

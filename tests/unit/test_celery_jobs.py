@@ -13,7 +13,7 @@ from turnout_workers import celery_jobs
 
 
 async def test_a_request_that_came_while_redis_is_away_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(celery_jobs, "AGAIN_S", 0)
+    monkeypatch.setattr(celery_jobs, "RETRY_S", 0)
     replies: list[Any] = [redis.ConnectionError("away"), redis.TimeoutError("slow"), Enqueued(Intake.QUEUED, "queued")]
     replies += [redis.ConnectionError("away"), Enqueued(Intake.DUPLICATE, "queued"), None]
 
@@ -32,7 +32,7 @@ async def test_a_request_that_came_while_redis_is_away_is_not_lost(monkeypatch: 
 
     nothing: Any = None
     call: Any = Away()
-    current: Any = SimpleNamespace(file=SimpleNamespace(retention=SimpleNamespace(results_s=10)))
+    current: Any = SimpleNamespace(config=SimpleNamespace(retention=SimpleNamespace(results_s=10)))
     taken = celery_jobs.CeleryJobs(Ledger(), call, nothing)
     assert await taken.accept("a", [["Why?"], {}, {}], None) is None
     assert not replies
@@ -55,7 +55,7 @@ async def test_who_sent_what_nobody_foresaw_is_told_and_does_not_wait_for_nothin
             stored.extend(call.command for call in calls)
 
     send: Any = Kept()
-    current: Any = SimpleNamespace(file=SimpleNamespace(retention=SimpleNamespace(results_s=10)))
+    current: Any = SimpleNamespace(config=SimpleNamespace(retention=SimpleNamespace(results_s=10)))
     accepting = celery_jobs.CeleryJobs(Ledger(), send, current).accept
     refused = await accepting("a", [["Why?"], {}, {"chain": [{"args": [object()]}]}], None)
     assert refused is not None

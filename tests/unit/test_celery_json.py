@@ -32,10 +32,10 @@ def test_json_is_read_as_kombu_reads_it(text: str, kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["gzip", "bzip2", "lzma"])
 def test_a_compressed_message_is_unpacked_up_to_a_limit(kind: str) -> None:
-    packed, _ = compression.compress(b" " * celery_json.MAX_UNPACKED, kind)
-    assert len(compression.decompress(packed, kind)) == celery_json.MAX_UNPACKED
-    for wrong in (packed[:-9], compression.compress(b" " * (celery_json.MAX_UNPACKED + 1), kind)[0]):
-        with pytest.raises(ValueError, match="more than 16 MB"):
+    packed, _ = compression.compress(b" " * celery_json.MAX_DECOMPRESSED, kind)
+    assert len(compression.decompress(packed, kind)) == celery_json.MAX_DECOMPRESSED
+    for wrong in (packed[:-9], compression.compress(b" " * (celery_json.MAX_DECOMPRESSED + 1), kind)[0]):
+        with pytest.raises(ValueError, match="larger than 16 MB"):
             compression.decompress(wrong, kind)
 
 

@@ -20,7 +20,7 @@ def ended(outcome: Any, embed: dict[str, Any] | None = None, **request: Any) -> 
     args = ("turnout.infer", "id", {"ignore_result": True, **request}, [["id"], {}, embed], None, None)
     job = _Job(1, lambda *_: (*TRACED, 1.5), args, None)
     job.outcome = outcome
-    return job.told()
+    return job.finish()
 
 
 @pytest.mark.parametrize("embed", [None, {}, {"callbacks": None, "chain": None, "chord": None, "root_id": "a"}])
@@ -93,7 +93,7 @@ async def test_a_job_that_is_stopped_before_it_has_claimed_ends_and_not_the_work
     pool.terminate_job(job.pid)
     while not pool._done:
         await asyncio.sleep(0)
-    failed, error = job.told()
+    failed, error = job.finish()
     assert failed
     assert isinstance(error.exception, Ignore)
 

@@ -1,4 +1,4 @@
-"""A Celery app on a fleet's Redis, by our own transport: the worker's, and Flower's."""
+"""A Celery app on a fleet's Redis, with our transport: for workers and Flower."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from celery import Celery
 from turnout.redis_address import LASTING, sentinels
 from turnout_workers import transport
 
-OF_OTHER_APPS = (
+CELERY_VARIABLES = (
     *("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND"),
     *("CELERY_CONFIG_MODULE", "CELERY_LOADER"),
 )
-"""Variables from which Celery takes settings."""
-SILENT_S = 3.0
-"""After this Celery takes a Redis that doesn't answer for gone. Until then it does nothing else, nor does it stop."""
+"""Environment variables from which Celery takes settings."""
+SOCKET_TIMEOUT_S = 3.0
+"""After this time Celery considers a silent Redis gone. Until then it does nothing else, and doesn't stop either."""
 
 
 def celery_app(url: str, **options: Any) -> Celery:
-    """A Celery app on the Redis at `url`, wherever it is started: beside an app of somebody's own, say, whose variables
-    Celery puts above any settings."""
-    for name in OF_OTHER_APPS:
+    """A Celery app on the Redis at `url`. The environment may hold variables of another Celery app, which would
+    override any settings: they are removed."""
+    for name in CELERY_VARIABLES:
         os.environ.pop(name, None)
     app = Celery("turnout", fixups=[], **options)  # one of the fixups sets up Django
     app.conf.update(celery_settings(url))
@@ -31,16 +31,16 @@ def celery_app(url: str, **options: Any) -> Celery:
 
 
 def celery_settings(url: str) -> dict[str, Any]:
-    """How a Celery app reaches the Redis at `url`, and by which transport."""
+    """How a Celery app reaches the Redis at `url`, and with which transport."""
     options: dict[str, Any] = {
         **LASTING,
         "socket_connect_timeout": 5,
-        "socket_timeout": SILENT_S,
+        "socket_timeout": SOCKET_TIMEOUT_S,
         "health_check_interval": 15,
         "max_connections": 50,
     }
     by = f"{transport.__name__}:Transport"
-    if url.startswith("rediss:") and "ssl_cert_reqs=" not in url:  # redis-py's default, which Celery wants said
+    if url.startswith("rediss:") and "ssl_cert_reqs=" not in url:  # redis-py's default, but Celery requires it
         url += ("&" if "?" in url else "?") + "ssl_cert_reqs=required"
     if (found := sentinels(url)) is not None:
         by = "sentinel"

@@ -1,4 +1,4 @@
-"""Jobs that plain Celery apps send and revoke, in messages alone: brought to the ledger, which is the truth."""
+"""Jobs that plain Celery apps send and revoke by messages alone: entered into the ledger, which is the truth."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ from turnout_workers.config.current_config import CurrentConfig
 
 logger = logging.getLogger(__name__)
 
-AGAIN_S = 1.0
-
-REVOKED_WITHIN_S = 5.0
-"""Celery's thread waits for it."""
+RETRY_S = 1.0
+REVOKE_TIMEOUT_S = 5.0
+"""Celery's thread waits for a revocation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,96 +37,97 @@ class CeleryJobs:
     current: CurrentConfig
 
     async def accept(self, job_id: str, body: Any, lane: Lane | None) -> JobResult | None:
-        """Take a request that came inside a Celery message into the ledger; no other message is published for it.
+        """Enter a request that came inside a Celery message into the ledger, without publishing another message for it.
 
-        body: of the message. lane: the one by which it came, for a request that names none.
+        body: of the message. lane: the one on which it came, for a request that names none.
 
-        What can't be accepted never was a job: gives its result, which is written for Celery to read. A Redis that is
-        away is waited for, because nobody else has the request.
+        A request that can't be accepted never becomes a job: its result is written for Celery to read, and returned.
+        If Redis is away, this waits, because the request exists nowhere else.
         """
-        asked = self._read(job_id, body, lane)
+        operation = self._read(job_id, body, lane)
         while True:
             try:
-                if isinstance(asked, str):
-                    return await self._ended(job_id, JobStatus.FAILED, "invalid_request", asked)
-                accepted = await self.send.uninterrupted(asked)
+                if isinstance(operation, str):
+                    return await self._write_end(job_id, JobStatus.FAILED, "invalid_request", operation)
+                accepted = await self.send.uninterrupted(operation)
                 if (outcome := accepted.outcome) in (Intake.QUEUED, Intake.DUPLICATE):
                     if accepted.state == "queued" and await self._was_revoked(job_id):
                         await self._cancel([job_id])
                     return None
-                why = JobStatus.FAILED, outcome.value, f"the job was not accepted: {outcome}"
-                if outcome is Intake.CONFLICT:  # the record is the other's, and may tell of an answer
-                    return JobResult.unanswered(job_id, *why)
-                return await self._ended(job_id, *why)
+                end = JobStatus.FAILED, outcome.value, f"the job was not accepted: {outcome}"
+                if outcome is Intake.CONFLICT:  # the record is another job's, and may hold its answer
+                    return JobResult.unanswered(job_id, *end)
+                return await self._write_end(job_id, *end)
             except (redis.RedisError, OSError) as error:
                 if not (
                     isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError) or takes_no_writes(error)
                 ):
                     raise
                 logger.warning("a request waits for Redis: %s", server_message(error), extra={"job": job_id})
-                await asyncio.sleep(AGAIN_S)
+                await asyncio.sleep(RETRY_S)
 
     def _read(self, job_id: str, body: Any, lane: Lane | None) -> Operation[Enqueued] | str:
-        """How the job that is asked for is accepted, or why there can be none."""
+        """The operation that accepts the requested job, or why it can't be accepted."""
         if not job_id.isprintable() or len(job_id) > MAX_ID_CHARS:
             return f"task_id: must be one line of at most {MAX_ID_CHARS} characters, none of them a control character"
         args, kwargs, embed = body
         callbacks = {name: value for name, value in (embed or {}).items() if value is not None}
         try:
             request = InferenceRequest.model_validate(_request_of(args, kwargs))
-            if lane is not None and "lane" not in (wish := request.constraints).model_fields_set:
-                request = request.model_copy(update={"constraints": wish.model_copy(update={"lane": lane})})
+            if lane is not None and "lane" not in (constraints := request.constraints).model_fields_set:
+                request = request.model_copy(update={"constraints": constraints.model_copy(update={"lane": lane})})
             job = NewJob.of(job_id, request, embed=dumps(callbacks) if callbacks else None, publish=False)
             return TOO_DEEP if too_deep(job.payload) else self.ledger.enqueue(job)
         except ValidationError as error:
             return explain(error)
         except UnicodeEncodeError:
             return "a text has half a surrogate pair, which is no character"
-        except Exception as error:  # foreseen by nobody; its sender isn't to wait for ever
-            return f"it can't be accepted: {type(error).__name__}"
+        except Exception as error:  # unforeseen, but its sender must not wait for ever
+            return f"the request can't be accepted: {type(error).__name__}"
 
     async def revoke(self, job_ids: Sequence[str]) -> list[str]:
-        """Cancel those of these jobs that the ledger knows, wherever they wait. Gives them."""
-        # Otherwise Celery will drop their messages when they come.
-        with log_if_redis_is_away(logger.warning, "can't cancel what was revoked now"):
-            async with asyncio.timeout(REVOKED_WITHIN_S):
+        """Cancel these jobs wherever they wait, as far as the ledger knows them. Returns those."""
+        # Celery drops the messages of the others when they arrive.
+        with log_if_redis_is_away(logger.warning, "can't cancel revoked jobs now"):
+            async with asyncio.timeout(REVOKE_TIMEOUT_S):
                 return await self._cancel(job_ids)
         return []
 
     async def dropped(self, job_id: str, expired: bool) -> None:
-        """Cancel a job whose message Celery has dropped: it has expired, or somebody has revoked it."""
-        late = JobStatus.EXPIRED, "deadline", "its message had expired when a worker had it"
-        end = late if expired else (JobStatus.CANCELLED, "cancelled", "it was revoked")
+        """Cancel a job whose message Celery has dropped because it expired or was revoked."""
+        too_late = JobStatus.EXPIRED, "deadline", "its message had expired when a worker received it"
+        end = too_late if expired else (JobStatus.CANCELLED, "cancelled", "it was revoked")
         # Otherwise its message will be published again, and dropped again.
         with log_if_redis_is_away(logger.warning, "job %s was revoked, but can't be cancelled now", job_id, job=job_id):
-            if not await self._cancel([job_id]):  # it was in its message alone
-                await self._ended(job_id, *end)
+            if not await self._cancel([job_id]):  # only its message existed
+                await self._write_end(job_id, *end)
 
     async def unread(self, job_id: str, why: str) -> None:
-        """Tell the sender of a message that can't be read."""
-        with log_if_redis_is_away(logger.warning, "can't tell the sender of job %s", job_id, job=job_id):
+        """Fail a job whose message can't be read."""
+        with log_if_redis_is_away(logger.warning, "can't write the failure of job %s", job_id, job=job_id):
             if await self.send(self.ledger.facts(job_id)) is None:
-                await self._ended(job_id, JobStatus.FAILED, "invalid_request", why)
+                await self._write_end(job_id, JobStatus.FAILED, "invalid_request", why)
 
     async def _cancel(self, job_ids: Sequence[str]) -> list[str]:
         facts = await self.send.all(*(self.ledger.facts(job_id) for job_id in job_ids))
         known = {job_id: job for job_id, job in zip(job_ids, facts, strict=True) if job is not None}
         await self.send.all(*(self.ledger.cancel(job_id, job.batch) for job_id, job in known.items()))
         for job_id in known:
-            logger.info("cancelled, for it was revoked", extra={"job": job_id})
+            logger.info("cancelled because it was revoked", extra={"job": job_id})
         return list(known)
 
     async def _was_revoked(self, job_id: str) -> bool:
-        """Whether it was revoked while its message alone had it, perhaps before this worker began: whoever heard of it
-        has written Celery's record. That is looked at once the ledger has the job, where a later one finds it."""
+        """Whether it was revoked while only its message existed, perhaps before this worker began: the worker that
+        received the revocation has written Celery's record. Checked once the ledger has the job, because a later
+        revocation finds it there."""
         record = await self.send(Operation(("GET", self.ledger.keys.result(job_id)), lambda reply: reply or b""))
         return re.search(rb'"status": ?"REVOKED"', record) is not None
 
     def stored(self, result: JobResult) -> Any:
-        """The result as JSON, and as it may lie in Redis."""
+        """The result as JSON, in the form in which it may be kept in Redis."""
         return json.loads(write_result(result, self.ledger.keyring))
 
-    async def _ended(self, job_id: str, status: JobStatus, code: str, message: str) -> JobResult:
+    async def _write_end(self, job_id: str, status: JobStatus, code: str, message: str) -> JobResult:
         result = JobResult.unanswered(job_id, status, code, message)
         key, record = self.ledger.keys.result(job_id), celery_record(result, write_result(result, self.ledger.keyring))
         kept_s = int(self.current.config.retention.results_s)
@@ -138,10 +138,10 @@ class CeleryJobs:
 
 
 def _request_of(args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """The request that a plain Celery app has put into the message: a prompt, or its fields. What is named beside it
-    adds to it, as for the client: a constraint is taken or refused, and never ignored."""
-    beside = dict(kwargs)
-    asked = beside.pop("request", args[0] if len(args) == 1 else args or {})
-    if isinstance(asked, str):
-        asked = {"prompt": asked}
-    return merged_fields(asked, beside) if isinstance(asked, dict) else asked
+    """The request in a plain Celery app's message: a prompt, or a request's fields. Further keyword arguments are
+    merged into it, as in the client: a constraint is taken or refused, and never ignored."""
+    extra = dict(kwargs)
+    request = extra.pop("request", args[0] if len(args) == 1 else args or {})
+    if isinstance(request, str):
+        request = {"prompt": request}
+    return merged_fields(request, extra) if isinstance(request, dict) else request

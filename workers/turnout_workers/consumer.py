@@ -1,4 +1,4 @@
-"""Celery's consumer: patient with a Redis that is away, silent on what messages carry, and telling events together."""
+"""Celery's consumer: waits for a Redis that is away, logs no message's content, and publishes events in groups."""
 
 from __future__ import annotations
 
@@ -17,40 +17,42 @@ from turnout_workers.task import Infer
 logger = logging.getLogger(__name__)
 
 GATHER_S = 0.25
-"""How long task events wait for others, and so how much later Flower shows them. By itself Celery publishes what it has
-at each turn of its loop."""
-AGAIN_S = 2.0
-"""How soon what could not be published is tried again if no other event comes."""
+"""How long task events are collected, and so how much later Flower shows them. Celery alone would publish them at each
+turn of its loop."""
+RETRY_S = 2.0
+"""When events that could not be published are tried again, unless another event comes first."""
 
 
 class PatientConsumer(Consumer):
-    """Rests before it reconnects to a Redis that refused a command: one that takes no writes, because its disk is full,
-    say, would refuse the next at once. Of one that can't be reached it asks every 2 s, where kombu would wait for 2 s
-    more each time, up to half a minute. Tells once that Redis is away, and when it is back, however often it asks."""
+    """Pauses before it reconnects to a Redis that refused a command: one that takes no writes, for example because its
+    disk is full, would refuse the next command at once. It tries a Redis that can't be reached every 2 s, where kombu
+    would wait 2 s longer each time, up to half a minute. It logs once that Redis is away, and once that it is back."""
 
     hub: Any
     event_dispatcher: Any
     task_consumer: Any
     pool: TaskPool
     _away = False
-    _tells_at = 0.0
-    """When what was gathered is published next, on the clock of `monotonic`."""
+    _publishes_at = 0.0
+    """When collected events are published next, on the clock of `monotonic`."""
 
     def ensure_connected(self, conn: Any) -> Any:
-        ask = conn.ensure_connection
-        conn.ensure_connection = lambda _tell, *limits, **options: ask(self._say, *limits, **options, interval_step=0)
+        connect = conn.ensure_connection
+        conn.ensure_connection = lambda _, *limits, **options: connect(
+            self._log_away, *limits, **options, interval_step=0
+        )
         return super().ensure_connected(conn)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        self._say(exc)
+        self._log_away(exc)
         super().on_connection_error_after_connected(exc)
         if isinstance(exc, ResponseError):
             sleep(transport.REST_S)
 
-    def _say(self, error: Exception, again_s: float = 0.0) -> None:
+    def _log_away(self, error: Exception, retry_s: float = 0.0) -> None:
         if not self._away:
             logger.warning("no jobs are fetched until Redis is back: %s", error)
-        logger.debug("Redis is asked again in %g s", again_s)
+        logger.debug("next attempt to reach Redis in %g s", retry_s)
         self._away = True
 
     def on_ready(self) -> None:
@@ -59,27 +61,27 @@ class PatientConsumer(Consumer):
         if self._away:
             logger.info("Redis is back: jobs are fetched again")
         self._away = False
-        self.pool.tell = self.tell
-        self._tell_due()  # what was kept while Redis was away, with the timers of the time before
+        self.pool.publish_events = self.publish_events
+        self._publish_due()  # events kept while Redis was away: the timers for them are gone
 
     def on_send_event_buffered(self) -> None:  # type: ignore[override]  # the stubs think it returns something
-        self._tell_in(GATHER_S)
+        self._publish_in(GATHER_S)
 
-    def _tell_in(self, seconds: float) -> None:
-        if monotonic() >= self._tells_at:
-            self._tells_at = monotonic() + seconds
-            self.hub.call_later(seconds, self._tell_due)
+    def _publish_in(self, seconds: float) -> None:
+        if monotonic() >= self._publishes_at:
+            self._publishes_at = monotonic() + seconds
+            self.hub.call_later(seconds, self._publish_due)
 
-    def _tell_due(self) -> None:
-        self._tells_at = 0.0
-        self.tell()
+    def _publish_due(self) -> None:
+        self._publishes_at = 0.0
+        self.publish_events()
 
-    def tell(self) -> None:
-        """Publish the task events that were gathered."""
-        if self.event_dispatcher is not None:  # else it is being replaced, and its successor takes its events over
+    def publish_events(self) -> None:
+        """Publish the collected task events."""
+        if self.event_dispatcher is not None:  # else it is being replaced, and its successor takes over its events
             self.event_dispatcher.flush()
-            if self.event_dispatcher.keeps:
-                self._tell_in(AGAIN_S)
+            if self.event_dispatcher.has_unsent:
+                self._publish_in(RETRY_S)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         super().on_decode_error(Unread(message), exc)
@@ -97,12 +99,12 @@ class PatientConsumer(Consumer):
             worker.on_loop(worker.celery_jobs.unread(message.headers["id"], why))
 
 
-# Told above, once.
+# `_log_away` logs it, once.
 logging.getLogger(Consumer.__module__).addFilter(lambda line: line.funcName != "on_connection_error_after_connected")
 
 
 class Unread:
-    """A message that is of no job, as Celery logs it: without what it carries, which may be a prompt."""
+    """A message that isn't a job's, as Celery logs it: without its content, which may be a prompt."""
 
     body = b"(not shown)"
 

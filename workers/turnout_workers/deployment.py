@@ -1,4 +1,4 @@
-"""What commands and Flower start from, which look at a fleet from outside: configuration, Redis, ledger, endpoints."""
+"""What commands and Flower need to look at a fleet from outside: configuration, Redis, ledger, endpoints."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Deployment:
 
     @cached_property
     def fleet(self) -> Fleet:
-        """Raises ConfigError if no provider is configured, which commands that deal with jobs alone can do without."""
+        """Raises ConfigError if no provider is configured. Commands that deal only with jobs don't need one."""
         return fleet(self.settings)
 
     def ask(self, *calls: Operation[Any]) -> list[Any]:
@@ -33,17 +33,17 @@ class Deployment:
 
     def endpoints(self, name: str) -> list[str]:
         """Ids of an endpoint, or of all endpoints of a provider. Raises TurnoutError."""
-        found = [e.id for e in self.fleet.endpoints if name in (e.id, e.provider, e.account_id)]
-        if not found:
-            known = ", ".join(dict.fromkeys(e.provider for e in self.fleet.endpoints))
-            raise TurnoutError(f"no provider or endpoint is called {name}; there are {known}")
-        return found
+        ids = [e.id for e in self.fleet.endpoints if name in (e.id, e.provider, e.account_id)]
+        if not ids:
+            providers = ", ".join(dict.fromkeys(e.provider for e in self.fleet.endpoints))
+            raise TurnoutError(f"no provider or endpoint is called {name}; there are {providers}")
+        return ids
 
 
 def deployment(with_keys: bool = False) -> Deployment:
-    """Of this environment. Raises ConfigError if the configuration can't be used.
+    """The deployment that this environment configures. Raises ConfigError if the configuration can't be used.
 
-    with_keys: for commands that call providers; the others do without.
+    with_keys: for commands that call providers.
     """
     settings = configured(os.environ, with_keys)
     ledger = Ledger(Keys(settings.config.namespace), keyring=Keyring.of(os.environ))

@@ -1,4 +1,4 @@
-"""IntelligentRouter: the whole routing core in one process, for a program that wants no queue and no Redis.
+"""IntelligentRouter: the whole routing core in one process, for programs without a queue or Redis.
 
     router = IntelligentRouter()
     router.register_provider(groq, priority=1)
@@ -6,12 +6,12 @@
     async with router:
         response = await router.complete(request)
 
-It takes the same decisions as a fleet of workers, over a store in memory; give it a shared `store` and several
-processes share limits and health. Ceilings on money, other than a request's own, are workers' alone.
+It makes the same decisions as a fleet of workers, with a store in memory. Given a shared `store`, several processes
+share limits and health. Only workers apply cost ceilings other than a request's own.
 
-`async with` looks after the fleet: it ejects endpoints that hang, and asks an endpoint whose key was refused from time
-to time whether it is taken now. Without it, call `watch` and `check_health` yourself; a refused key, which is logged,
-keeps its endpoints out until then, or until `restore`.
+`async with` looks after the fleet: it ejects endpoints that hang, and checks from time to time whether a refused key is
+accepted again. Without it, call `watch` and `check_health` yourself; a refused key, which is logged, keeps its
+endpoints out until then, or until `restore`.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ from turnout_workers.state.store import FleetStore
 logger = logging.getLogger(__name__)
 
 WATCH_S = 0.5
-"""How often calls in flight are looked at for hanging."""
+"""How often to look for calls that hang."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoutedProvider:
-    """The provider that was chosen for a request. `complete` calls the chosen endpoint, and no other."""
+    """The provider chosen for a request. `complete` calls the chosen endpoint only."""
 
     name: str
     endpoint: Endpoint
@@ -83,12 +83,12 @@ class IntelligentRouter:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         hedge: bool = False,
     ) -> None:
-        """health_check_interval: seconds between asking each provider's free health endpoint.
+        """health_check_interval: seconds between checks of each provider's free health endpoint.
 
         failover_cooldown: seconds of the first ejection of a failing endpoint; each further one is twice as long, up
         to 10 s or this.
-        store: what is shared with other processes; None: a store in memory, on `clock` (Unix seconds).
-        hedge: whether an interactive request that is slow may be sent to a second provider as well.
+        store: shared with other processes; None: a store in memory, on `clock` (Unix seconds).
+        hedge: whether a slow interactive request may be sent to a second provider as well.
         """
         if health_check_interval <= 0:
             raise ValueError(f"health_check_interval must be above 0 s, not {health_check_interval:g}")
@@ -115,9 +115,9 @@ class IntelligentRouter:
         cost_per_1k_tokens: float | None = None,
         weight: float | None = None,
     ) -> None:
-        """Offer a provider's endpoints to requests. What is None stays as the connector has it.
+        """Offer a provider's endpoints to requests. None keeps the connector's own value.
 
-        A connector is one account: a provider of which you have several keys is registered once for each.
+        A connector is one account: if you have several keys, register the provider once for each.
         cost_per_1k_tokens: US dollars, for input and output alike.
         """
         if any(endpoint.id in self._fleet.ids for endpoint in connector.endpoints):
@@ -128,15 +128,15 @@ class IntelligentRouter:
             raise ValueError(f"cost_per_1k_tokens must be 0 or more dollars, not {cost_per_1k_tokens}")
         per_mtok = None if cost_per_1k_tokens is None else cost_per_1k_tokens * 1000
         price = None if per_mtok is None else Price(per_mtok, per_mtok)
-        told = {"priority": priority, "weight": weight, "price": price}
-        changes: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
+        options = {"priority": priority, "weight": weight, "price": price}
+        changes: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         endpoints = [replace(endpoint, **changes) for endpoint in connector.endpoints]
         self._seen.use(Fleet((*self._fleet.endpoints, *endpoints)))
         self._providers.append(connector)
         self._owner.update((endpoint.id, connector) for endpoint in endpoints)
 
     def unregister_provider(self, name: str) -> None:
-        """Send it no further requests; calls in flight end as they will. KeyError if there is none."""
+        """Send it no further requests; calls in flight go on. Raises KeyError if there is no such provider."""
         left = [endpoint for endpoint in self._fleet.endpoints if endpoint.provider != name]
         if len(left) == len(self._fleet.endpoints):
             raise KeyError(f"no provider is called {name!r}; there are {', '.join(self._fleet.ids)}")
@@ -181,10 +181,10 @@ class IntelligentRouter:
         return RoutedProvider(endpoint.provider, endpoint, decision, self._complete_at)
 
     async def complete(self, request: InferenceRequest, strategy: RoutingStrategy | None = None) -> InferenceResponse:
-        """Route, call, and fail over until an answer is there; with nothing available, wait.
+        """Route, call, and fail over until there is an answer; wait while no endpoint is available.
 
-        An answer that fails the JSON schema it was asked for is asked for again, `max_repairs` times. Raises
-        NoEligibleEndpoint, DeadlinePassed, or ProviderError when there is no more to try.
+        An answer that doesn't fit the requested JSON schema is requested again, `max_repairs` times. Raises
+        NoEligibleEndpoint, DeadlinePassed, or ProviderError when everything was tried.
         """
         return await self._requests.answer(await self._requests.accept(request, strategy))
 
@@ -194,16 +194,16 @@ class IntelligentRouter:
     # --- health ------------------------------------------------------------------------------------------
 
     async def check_health(self) -> dict[str, Failure | None]:
-        """Ask every provider's free health endpoint now; by name, what was wrong, or None.
+        """Check every provider's free health endpoint now. Returns by name what was wrong, or None.
 
-        A key that is refused disables its endpoints, and one that is accepted again enables them. An endpoint
-        disabled for another reason gets one more chance every five minutes.
+        A refused key disables its endpoints, and a key that is accepted again enables them. An endpoint disabled for
+        another reason gets one more chance every five minutes.
         """
         await self.snapshot()
         return await self._checks.check_all()
 
     async def watch(self) -> None:
-        """Eject endpoints whose calls hang, and end leases that were abandoned. Done twice a second."""
+        """Eject endpoints whose calls hang, and end abandoned leases. `async with` does this twice a second."""
         await self._store.expire()
         await self._calls.look()
         await self.snapshot()

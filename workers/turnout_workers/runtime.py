@@ -1,4 +1,4 @@
-"""One worker process: everything that its loop needs, built in order, and taken down in reverse."""
+"""One worker process: everything that its loop needs, built in order and closed in reverse."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ T = TypeVar("T")
 
 ALIVE_EVERY_S = 5.0
 RETIRED_S = 3600.0
-"""How long a connector is kept that is no part of the configuration any more: longer than any call."""
+"""How long a connector is kept after it left the configuration: longer than any call."""
 CONNECTIONS = 8
-"""To Redis. The calls of all jobs are sent together, so that a few connections carry thousands."""
+"""To Redis. The commands of all jobs are sent together, so a few connections carry thousands."""
 FLIGHTS = 2
 """Round trips at a time: Redis has the next batch at hand while the loop reads the replies of the last. With one, each
 waits for the other."""
@@ -79,7 +79,7 @@ class Worker:
         self.current = CurrentConfig(settings)
         self._connectors: dict[ProviderConfig, CloudProviderBase] = {}
         self._open = AsyncExitStack()
-        """What is closed at the end, the last first."""
+        """What is closed at the end, in reverse order."""
 
     async def start(self, slots: int, free_slots: Callable[[], int]) -> None:
         """slots: how many jobs the pool takes at a time. free_slots: how many more it would take now."""
@@ -91,7 +91,7 @@ class Worker:
         self._client = connect_async(
             settings.config.redis_url,
             max_connections=CONNECTIONS,
-            # A reply that takes longer is of no use to a job that is held, and renewals would pile up behind it.
+            # A later reply is useless to a held job, and renewals would pile up behind it.
             socket_timeout=min(20.0, settings.config.worker.lease_s * 2 / 3),
             socket_connect_timeout=5,
         )
@@ -103,8 +103,8 @@ class Worker:
         await self._connected()
         await self._look_at_redis()
         if trouble := parts.spool.trouble():
-            lost = "what Redis can't take while it is away will be lost, and paid again: set TURNOUT_SPOOL: %s"
-            logger.error(lost, trouble)
+            unusable = "no spool: while Redis is away, answers will be lost and paid for again. Set TURNOUT_SPOOL: %s"
+            logger.error(unusable, trouble)
         self.celery_jobs = CeleryJobs(parts.ledger, parts.send, self.current)
         self.attempts = Attempts(parts)
         self._use(settings)
@@ -144,15 +144,15 @@ class Worker:
             await self._open.enter_async_context(serving)
 
     async def _connected(self) -> None:
-        """See the fleet's state for the first time. Wait for a Redis that isn't there yet, as Celery does."""
+        """Read the fleet's state for the first time. Wait for Redis if it is away, as Celery does."""
         while True:
-            with log_if_redis_is_away(logger.warning, "Redis can't be reached, trying again"):
+            with log_if_redis_is_away(logger.warning, "Redis can't be reached; trying again"):
                 await self._parts.fleet.poll()
                 return
             await asyncio.sleep(ERROR_PAUSE_S)
 
     async def _look_at_redis(self) -> None:
-        """Say what a production Redis must have and this one lacks; the operator decides whether it matters."""
+        """Log what this Redis lacks for production; the operator decides whether it matters."""
         with log_if_redis_is_away(
             logger.warning, "can't look at Redis's settings; `turnout doctor` can, as a user who may"
         ):
@@ -161,21 +161,21 @@ class Worker:
                     logger.error("Redis is not fit for production: %s", text)
 
     def _use(self, settings: Settings) -> None:
-        """Take over a configuration. What can fail comes first, and nothing of it is seen before the rest.
+        """Put a configuration into effect. What can fail comes first, before any of it is visible.
 
-        Accounts that stay as they were keep their connectors. A retired one ends the calls that it has under way, and
-        is closed then: where keys are rotated every hour, there are thousands in a year.
+        Unchanged accounts keep their connectors. A retired one finishes its calls and is then closed: with keys rotated
+        every hour, there are thousands in a year.
         """
         known = self._connectors
         connectors = {config: known.get(config) or build(config, self._http) for config in accounts(settings)}
         by_endpoint = {endpoint.id: c for config, c in connectors.items() for endpoint in config.endpoints}
         endpoints = tuple(endpoint for config in connectors for endpoint in config.endpoints)
-        # A new fleet has all that is parked look for room; a quarter of an hour that changes no price is no reason.
+        # A new fleet wakes all parked jobs to look for room: don't make one if a quarter of an hour changed no price.
         same = settings is self.current.settings and endpoints == self._parts.fleet.snapshot.fleet.endpoints
         fleet = self._parts.fleet.snapshot.fleet if same else Fleet(endpoints)
         if retired := [connector for config, connector in known.items() if config not in connectors]:
             spawn(_close(retired, RETIRED_S), self._tasks)
-        known.clear()  # and filled again in place, for the health checks look at it
+        known.clear()  # and filled again in place, because the health checks use this dictionary
         known.update(connectors)
         self._parts.fleet.use(fleet)
         self.current.connectors = by_endpoint
@@ -198,7 +198,7 @@ class Worker:
         self._keep_up(drain.settle_all, spool.EVERY_S, "what was spooled")
         alive_s = min(ALIVE_EVERY_S, file.worker.lease_s / 3)
         self._keep_up(self._show_life, alive_s, "the sign of life")
-        # These choose their own moments; all but the first end by an error alone.
+        # These do their own waiting; all but the first end only by an error.
         self._keep_up(fleet.follow, 0.0, "the view of the fleet")
         self._keep_up(parts.heartbeat.run, ERROR_PAUSE_S, "the renewal of leases")
         self._keep_up(parts.watch.run, ERROR_PAUSE_S, "the watch over calls")
@@ -206,15 +206,15 @@ class Worker:
         self._keep_up(Webhooks(ledger, send, self.current).run, ERROR_PAUSE_S, "webhook delivery")
 
     async def _follow(self, file: Reload) -> None:
-        """Take over a changed configuration, and tell it at once: others may refuse what is served here now."""
+        """Apply a changed configuration, and announce it at once: others may refuse what is served here now."""
         before = self.current.settings
         await file.check()
         if self.current.settings is not before:
             await self._show_life()
 
     async def _show_life(self) -> None:
-        """Tell Redis that this worker lives, or with no slots that it has ended: for `turnout status`, and so that a
-        late renewal counts as no death. All that live take turns in reading the fleet's state."""
+        """Report to Redis that this worker lives, or with no slots that it has ended: for `turnout status`, and so that
+        a late renewal doesn't count as a death. All living workers take turns in reading the fleet's state."""
         version, results_s = self.current.settings.version, self.current.config.retention.results_s
         alive = self._parts.ledger.alive(self.name, version, self.slots, 3 * ALIVE_EVERY_S, results_s)
         self._parts.fleet.among(await self._parts.send(alive))
@@ -225,22 +225,22 @@ class Worker:
     async def stop(self) -> None:
         await cancel_all(self._tasks)
         self.slots = 0
-        with suppress(RedisError, OSError):  # TimeoutError, too: then it is forgotten after a while
+        with suppress(RedisError, OSError):  # TimeoutError too: then the worker is forgotten after a while
             async with asyncio.timeout(1):
                 await self._show_life()
         await self._open.aclose()
 
     async def ended(self, job_id: str) -> TakenEnd | None:
-        """How a job has ended, if it has."""
+        """How a job ended, if it has."""
         return await self._parts.send.uninterrupted(self._parts.ledger.take_end(job_id))
 
     def on_loop(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Do this for Celery's thread, which alone calls it."""
+        """Run this on the loop, for Celery's thread, the only caller."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
 
 async def _close(connectors: Iterable[CloudProviderBase], after_s: float = 0.0) -> None:
-    """Close them after a while, or when this is cancelled. One that can't be closed keeps no other from it."""
+    """Close them after a while, or when this is cancelled. An error of one doesn't stop the others."""
     try:
         await asyncio.sleep(after_s)
     finally:

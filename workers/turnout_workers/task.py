@@ -1,4 +1,4 @@
-"""The one task as Celery sees it: a message becomes a job, and the job's end that of the task."""
+"""The one task as Celery sees it: a message becomes a job, and the end of the job ends the task."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from turnout_workers.runtime import Worker
 logger = logging.getLogger(__name__)
 
 NOT_BEFORE = "turnout_not_before"
-"""Under this name a task's request has the `eta` of its message, as Unix time."""
+"""The key in a task's request for the `eta` of its message, as Unix time."""
 
-KEPT = ("root_id", "stamps", "stamped_headers")
-"""Headers of a task that Celery reads before the tracer, which finds all that the ledger has kept."""
+EARLY_HEADERS = ("root_id", "stamps", "stamped_headers")
+"""Headers of a task that Celery reads before the tracer; the tracer finds all that the ledger has kept."""
 
 
 class Infer(AsyncTask):
-    """`turnout.infer`: takes a job's id. Sent by a plain Celery app, it may carry the request itself."""
+    """`turnout.infer`: takes a job's id. If a plain Celery app sends it, it may carry the request itself."""
 
     name = "turnout.infer"
     throws = (JobError,)
@@ -48,7 +48,7 @@ class Infer(AsyncTask):
         try:
             end = await worker.attempts(job_id, request.get(NOT_BEFORE, 0.0))
             ended = await worker.ended(job_id) if end.how == "skipped" else None
-        except (RedisError, OSError) as error:  # no end of the job: nobody's `link_error` is to hear of it
+        except (RedisError, OSError) as error:  # the job hasn't ended: its `link_error` must not be called
             logger.info("job %s waits for Redis: %s", job_id, error, extra={"job": job_id})
             transport.QoS.rest()
             raise Ignore("Redis is away") from None
@@ -56,28 +56,28 @@ class Infer(AsyncTask):
             return _outcome(end.result, partial(worker.celery_jobs.stored, end.result))
         if ended is not None:
             outcome = _outcome(ended.result, ended.stored)
-            if ended.unheard and not isinstance(outcome, Cancelled):  # nothing follows from a revoked task
+            if ended.unheard and not isinstance(outcome, Cancelled):  # Celery calls nothing for a revoked task
                 return outcome
             raise Ended(outcome)
         raise Ignore(end.note) if end.how == "skipped" else MovedOn(end.note)
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
-        """Let whoever waits for the end of a chain know that it ended here. Celery does so where it stores results
-        itself; as there, a chord's end is that of its body."""
-        behind: list[Any] = list(self.request.chain or ())
+        """Store the failure for the rest of a chain, so that its waiters learn of it. Celery does so where it stores
+        results itself; as there, a chord ends with its body."""
+        rest: list[Any] = list(self.request.chain or ())
         try:
-            for signature in behind:
-                if (waited_for := signature["options"].get("task_id")) is not None:
-                    self.backend.store_result(waited_for, exc, FAILURE)
+            for signature in rest:
+                if (next_id := signature["options"].get("task_id")) is not None:
+                    self.backend.store_result(next_id, exc, FAILURE)
                 if signature.get("subtask_type") == "chord" and signature["kwargs"]["body"] is not None:
-                    behind.append(signature["kwargs"]["body"])
-        except Exception as error:  # for which the tracer would do all again, and call errbacks twice
-            logger.error("what waits for job %s isn't told that it failed: %s", task_id, server_message(error))
+                    rest.append(signature["kwargs"]["body"])
+        except Exception as error:  # if raised, the tracer would repeat everything and call errbacks twice
+            logger.error("job %s failed, but its chain can't be marked as failed: %s", task_id, server_message(error))
 
 
 def _outcome(result: JobResult, stored: Callable[[], Any]) -> Answer | JobError:
-    """How a job ended, as `AsyncTask.execute` returns it. stored: gives the result as JSON, and as it may lie in
-    Redis."""
+    """How a job ended, as `AsyncTask.execute` returns it. stored: returns the result as JSON, in the form in which it
+    may be kept in Redis."""
     try:
         result.answer()
     except JobError as error:
@@ -86,7 +86,7 @@ def _outcome(result: JobResult, stored: Callable[[], Any]) -> Answer | JobError:
 
 
 class Answer:
-    """A result as Celery's events and callbacks see it: its repr tells the story and never the answer."""
+    """A result as Celery's events and callbacks see it: its repr is a summary without the answer."""
 
     def __init__(self, result: JobResult, stored: Callable[[], Any]) -> None:
         self._result, self._stored = result, stored
@@ -95,22 +95,22 @@ class Answer:
         return self._result.summary()
 
     def __json__(self) -> Any:
-        """What `link` callbacks and chains get, by way of Redis."""
+        """What `link` callbacks and chains get, through Redis."""
         return self._stored()
 
 
 class MovedOn(Retry):
-    """A job that goes on elsewhere: to Celery and Flower a retry, of which they show the repr."""
+    """A job that goes on elsewhere. Celery and Flower see a retry, and show its repr."""
 
     def __repr__(self) -> str:
         return str(self.message)
 
 
 class JobRequest(Request):
-    """A message on its way through Celery, and what Celery is told of its job.
+    """A message on its way through Celery, and what Celery learns of its job.
 
-    Stores no errors, for settling a job writes its record. Of a revoked job whose sender wants results, Celery would
-    write a record of its own before that.
+    It stores no errors because settling a job writes its record. For a revoked job whose sender wants results, Celery
+    would write another record before that.
     """
 
     store_errors = False
@@ -119,29 +119,30 @@ class JobRequest(Request):
     _root_id: Any
 
     def __init__(self, sent: Any, *, body: Any = None, decoded: bool = False, **options: Any) -> None:
-        """Decode the message once, where Celery's own does so again in the tracer.
+        """Decode the message once; Celery's own request decodes it again in the tracer.
 
-        Hide an `eta` from Celery, which would hold the job in memory until then, and lose it with the process: the
-        ledger parks it. Only a message that expires before its `eta` is left to Celery, which then drops it.
+        Hide an `eta` from Celery, which would hold the job in memory until then and lose it with the process. The
+        ledger parks it instead. A message that expires before its `eta` is left to Celery, which drops it.
         """
         body = body if decoded else sent.payload
         match body:
-            case [list(), dict(), dict() | None]:  # of the first protocol Celery makes a tuple
+            case [list(), dict(), dict() | None]:  # Celery makes a tuple of the first protocol's
                 body = list(body)
                 super().__init__(sent, body=body, decoded=True, **options)
             case _:
-                raise ValueError("no arguments of a task")
+                raise ValueError("the message doesn't contain a task's arguments")
         if self.eta is not None and (self.expires is None or self.eta < self.expires):
             self.request_dict[NOT_BEFORE], self._eta = self.eta.timestamp(), None
         if self.request_dict.get("origin") != message.ORIGIN:
             self._hide()
             body[2] = (body[2] or {}) | self._kept(body[2] or {})
         elif body[2]:
-            self.request_dict.update((name, body[2][name]) for name in KEPT if name in body[2])
+            self.request_dict.update((name, body[2][name]) for name in EARLY_HEADERS if name in body[2])
             self._root_id = self.request_dict.get("root_id")
 
     def _kept(self, embed: dict[str, Any]) -> dict[str, Any]:
-        """Headers that Celery goes by, put with what the ledger keeps of a message, for those that it publishes."""
+        """Headers that Celery needs, added to what the ledger keeps of a message, for the messages that it
+        publishes."""
         sent, names = self.request_dict, list[str]()
         if embed.get("chord"):
             names += ("group", "group_index")
@@ -152,15 +153,15 @@ class JobRequest(Request):
         return {name: sent.get(name) for name in names}
 
     def _hide(self) -> None:
-        """Keep a request that its message carries out of what Celery shows, in events, `inspect` and logs, and so in
-        Flower: show its lane, as of a job whose message the ledger has written."""
+        """Hide a request that its message carries from Celery's events, `inspect` and logs, and so from Flower. They
+        show its lane instead, as for messages that the ledger has written."""
         shown = f"{self.delivery_info['routing_key']} · sent by Celery"
         self._args, self._kwargs = [shown], dict[str, Any]()
         self._argsrepr, self._kwargsrepr = shown, ""
         self.request_dict.update(argsrepr=shown, kwargsrepr="")
 
     def acknowledge(self) -> None:
-        """Let go of the message, which nobody needs from here on: more than half of what Celery holds of a job."""
+        """Free the message, which isn't needed from here on: more than half of what Celery holds of a job."""
         super().acknowledge()
         self._message = self._on_ack = self._on_reject = None
         self.request_dict.pop("properties", None)
@@ -173,7 +174,7 @@ class JobRequest(Request):
             super()._announce_revoked("cancelled", False, None, False)  # type: ignore[misc]  # the stubs lack it
 
     def on_retry(self, exc_info: Any) -> None:
-        """Nothing is told of a job's move once it was revoked."""
+        """Report no move of a job once it was revoked."""
         if not self._already_revoked:
             super().on_retry(exc_info)
 

@@ -43,7 +43,7 @@ class Dispatcher(EventDispatcher):
             self._rests_until = monotonic() + REST_S
 
     @property
-    def keeps(self) -> bool:
+    def has_unsent(self) -> bool:
         """Whether something could not be published, and is to be tried again."""
         return bool(self._outbound_buffer) and not self._closed
 
