@@ -50,7 +50,7 @@ def test_a_jobs_story_is_explained_with_each_candidate_and_exclusion(here: local
         answer = job.wait(60)
     told = turnout(here, "explain", job.id)
     assert "queued" in told
-    assert "sim-swift is to be ignored" in told
+    assert "the job ignores sim-swift" in told
     assert f"{answer.provider}/llama-3.3-70b: answered after" in told
     assert f"by balanced: called {answer.provider}/llama-3.3-70b" in told
     assert "secret question" not in told

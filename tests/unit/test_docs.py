@@ -137,7 +137,7 @@ def test_what_a_failure_leads_to_is_told_as_it_is_ruled() -> None:
         said = told[kind]
         assert [mark in said for mark in "¹²³"] == [rule.counts, rule.spends, rule.unsuited], kind
         assert ("disabled" in said) == rule.disables, kind
-        assert ("fails when a second" in said) == (rule.most_providers == 2), kind
+        assert ("fails when a second" in said) == (rule.max_providers == 2), kind
         assert ("more there" in said) == bool(rule.retries), kind
 
 

@@ -250,7 +250,7 @@ async def test_a_request_that_breaks_every_provider_ends(routers: Any) -> None:
 
 
 async def test_what_no_provider_can_do_is_refused_with_reasons(routers: Any) -> None:
-    with pytest.raises(NoEligibleEndpoint, match="only/llama: serves no gpt"):
+    with pytest.raises(NoEligibleEndpoint, match="only/llama: doesn't serve gpt"):
         await routers(Provider("only")).complete(request(model="gpt"))
 
 

@@ -15,7 +15,7 @@ from turnout_workers.routing import Endpoint
 from turnout_workers.routing.decision import Action, rank
 from turnout_workers.routing.decision_log import to_json_dict
 from turnout_workers.routing.eligibility import refusal, unfit, upper_cost_microusd
-from turnout_workers.routing.failover import Next, backoff_s, judge
+from turnout_workers.routing.failover import History, Next, backoff_s, judge
 from turnout_workers.routing.failure import Failure, FailureKind
 from turnout_workers.routing.fleet import (
     Circuit,
@@ -247,8 +247,7 @@ def test_verdicts_are_bounded_and_heed_retry_after(
     verdict = judge(
         failure,
         random.Random(seed),
-        attempt=attempt,
-        retries_here=retries,
+        History(attempt=attempt, retries_here=retries),
         may_retry=left,
         has_untried=untried,
         allow_fallback=fallback,

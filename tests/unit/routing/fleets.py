@@ -68,4 +68,4 @@ def reasons(decision: Decision) -> dict[str, str]:
 
 def changed(records: Iterable[Mapping[str, Any]]) -> list[Choice]:
     """Those recorded decisions that come out otherwise when they are made again."""
-    return [choice for choice in choices(records) if choice.endpoint_id != choice.recorded]
+    return [choice for choice in choices(records) if choice.endpoint_id != choice.logged]

@@ -106,7 +106,7 @@ def shares(strategy: RoutingStrategy, *parts: Any, jobs: int = 3000, in_turn: bo
     rng, fleet = random.Random(11), snapshot(*parts)
     wanted = job(strategy=strategy)
     return Counter(
-        rank(wanted, fleet, NOW, rng, turn=turn if in_turn else None).candidates[0].endpoint.provider
+        rank(wanted, fleet, NOW, rng, decision_number=turn if in_turn else None).candidates[0].endpoint.provider
         for turn in range(jobs)
     )
 
@@ -218,7 +218,7 @@ def test_without_weight_an_endpoint_comes_last_and_all_of_them_take_turns() -> N
     parts = [endpoint(name, weight=weight) for name, weight in (("a", 1.0), ("drained", 0.0), ("b", 1.0))]
     for turn in range(5):
         rng = random.Random(1)
-        order = rank(job(strategy=S.ROUND_ROBIN), snapshot(*parts), NOW, rng, turn=turn).candidates
+        order = rank(job(strategy=S.ROUND_ROBIN), snapshot(*parts), NOW, rng, decision_number=turn).candidates
         assert order[-1].endpoint.provider == "drained"
     found = shares(S.ROUND_ROBIN, *(endpoint(name, weight=0.0) for name in "ab"), jobs=400)
     assert abs(found["a"] - 200) <= 2
@@ -473,7 +473,9 @@ def test_a_record_is_json_and_replays_to_the_same_choice_under_its_strategy() ->
                 for n in range(2)
             ]
             fleet = snapshot(CHEAP, FAST, MIDDLE, at, *twins, view(endpoint("x"), load=Load(ready_at=NOW + 1)))
-            records.append(to_json_dict(rank(job(strategy=strategy), fleet, NOW, rng, turn=rng.choice([None, 1, 2]))))
+            records.append(
+                to_json_dict(rank(job(strategy=strategy), fleet, NOW, rng, decision_number=rng.choice([None, 1, 2])))
+            )
     records = json.loads(json.dumps(records))
     repeated, cheap, fast = (list(choices(records, s)) for s in (None, S.COST_OPTIMIZED, S.LATENCY_OPTIMIZED))
     assert (len(repeated), changed(records)) == (120, [])
@@ -496,7 +498,7 @@ def test_a_record_says_why_and_holds_no_prompt() -> None:
     record = to_json_dict(decide(wanted, MIDDLE, out, endpoint("other", model="gpt")))
     assert record["chosen"] == "middle/llama"
     assert excluded(record) == [
-        ("model", "serves no llama", ["other/gpt"], 0),
+        ("model", "doesn't serve llama", ["other/gpt"], 0),
         ("open", "ejected: 4 failures in a row", ["out/llama"], 0),
     ]
     assert candidates(record)[0].id == "middle/llama"
@@ -507,7 +509,7 @@ def test_a_record_says_why_and_holds_no_prompt() -> None:
 def test_a_record_does_not_grow_with_the_fleet() -> None:
     fleet = [endpoint(f"p{n}", model="llama" if n % 2 else "gpt") for n in range(400)]
     record = to_json_dict(decide(job(model="llama"), *fleet))
-    assert excluded(record) == [("model", "serves no llama", ["p0/gpt", "p2/gpt", "p4/gpt"], 197)]
+    assert excluded(record) == [("model", "doesn't serve llama", ["p0/gpt", "p2/gpt", "p4/gpt"], 197)]
     assert candidates(record)[0].id == record["chosen"]
     assert len(json.dumps(record)) < 2500
     busy = CHEAP._replace(load=Load(ready_at=NOW + 1))
@@ -559,7 +561,9 @@ def test_one_to_be_probed_where_the_job_failed_comes_after_one_where_it_did_not(
 
 def test_a_turn_that_goes_to_one_held_back_is_repeated_from_its_record() -> None:
     unproven, other = view(endpoint("unproven"), load=Load(in_flight=9)), endpoint("other", weight=3.0)
-    records = [to_json_dict(decide(job(strategy=S.ROUND_ROBIN), unproven, other, turn=turn)) for turn in range(20)]
+    records = [
+        to_json_dict(decide(job(strategy=S.ROUND_ROBIN), unproven, other, decision_number=turn)) for turn in range(20)
+    ]
     assert {record["chosen"] for record in records} == {"unproven/llama", "other/llama"}
     assert changed(records) == []
 

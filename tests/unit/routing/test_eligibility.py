@@ -83,9 +83,9 @@ def test_a_refusal_tells_the_reason_of_every_endpoint() -> None:
     told = refusal(wanted, Fleet(fleet))
     assert told is not None
     assert told.reasons == {
-        "groq/llama": "its region is not known",
+        "groq/llama": "its region is unknown",
         "azure/llama": "may process in us, not only in eu",
-        "mistral/large": "serves no llama",
+        "mistral/large": "doesn't serve llama",
     }
     refused = decide(wanted, *fleet).refusal
     assert refused is not None

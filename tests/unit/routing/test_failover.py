@@ -15,10 +15,11 @@ from turnout_workers.routing.failover import (
     MAX_MODELS,
     MAX_REST_S,
     RULES,
+    History,
     Next,
+    attempts_spent,
     backoff_s,
     judge,
-    spending,
 )
 from turnout_workers.routing.failure import Failure, FailureKind, Scope
 
@@ -50,7 +51,8 @@ TABLE: list[tuple[FailureKind, str, str, str, float, set[str]]] = [
 
 
 def verdict(kind: FailureKind, retry_after_s: float | None = None, **how: Any) -> Any:
-    return judge(Failure(kind, "told so", retry_after_s=retry_after_s), random.Random(1), **how)
+    history = History(**{name: how.pop(name) for name in History._fields if name in how})
+    return judge(Failure(kind, "no", retry_after_s=retry_after_s), random.Random(1), history, **how)
 
 
 @pytest.mark.parametrize(("kind", "first", "again", "none_left", "cooldown_s", "effects"), TABLE)
@@ -80,15 +82,15 @@ def test_a_success_finishes() -> None:
     assert (found.action, found.counts_for_health) == (Next.FINISH, True)
 
 
-@pytest.mark.parametrize(("told_s", "action"), [(0.5, "retry"), (2.0, "retry"), (2.1, "fail_over")])
-def test_a_short_retry_after_is_waited_for_in_place(told_s: float, action: str) -> None:
-    found = verdict(K.RATE_LIMITED, told_s)
+@pytest.mark.parametrize(("retry_after_s", "action"), [(0.5, "retry"), (2.0, "retry"), (2.1, "fail_over")])
+def test_a_short_retry_after_is_waited_for_in_place(retry_after_s: float, action: str) -> None:
+    found = verdict(K.RATE_LIMITED, retry_after_s)
     assert found.action == action
-    assert found.cooldown_s >= told_s
+    assert found.cooldown_s >= retry_after_s
     if action == "retry":
-        assert found.delay_s >= told_s
-        assert verdict(K.RATE_LIMITED, told_s, retries_here=1).action is Next.FAIL_OVER
-        assert verdict(K.OVERLOADED, told_s).action is Next.FAIL_OVER
+        assert found.delay_s >= retry_after_s
+        assert verdict(K.RATE_LIMITED, retry_after_s, retries_here=1).action is Next.FAIL_OVER
+        assert verdict(K.OVERLOADED, retry_after_s).action is Next.FAIL_OVER
 
 
 @pytest.mark.parametrize("kind", [kind for kind, rule in RULES.items() if rule.retries and kind is not K.LOCAL])
@@ -98,7 +100,9 @@ def test_no_endpoint_is_tried_again_in_place_that_asks_for_a_longer_wait(kind: F
     assert (elsewhere.action, elsewhere.delay_s) == (Next.FAIL_OVER, 0)
     assert elsewhere.cooldown_s >= 20
     only = verdict(kind, 20.0, allow_fallback=False)
-    assert verdict(kind, 20.0, allow_fallback=False, alike=1).action is Next.GIVE_UP, "once, however long it waits"
+    assert verdict(kind, 20.0, allow_fallback=False, same_failures=1).action is Next.GIVE_UP, (
+        "once, however long it waits"
+    )
     assert (only.action, verdict(kind, 20.0, allow_fallback=False, retries_here=1).action) == ("defer", "give_up")
     assert only.delay_s >= 20
 
@@ -127,7 +131,7 @@ def test_the_retry_allowance_bounds_retries_but_not_failover() -> None:
     for _ in range(4):
         allowance.deposit()
     assert allowance.withdraw()
-    assert not allowance.left
+    assert not allowance.available
 
 
 @pytest.mark.parametrize("kind", list(FailureKind))
@@ -144,22 +148,24 @@ def test_a_job_ends_after_its_last_attempt_and_waiting_is_none(kind: FailureKind
 
 
 def test_rate_limits_and_refused_connections_are_none_of_a_jobs_calls() -> None:
-    assert spending(["rate_limited", "unavailable", "overloaded", None, "of another release"]) == 0
-    assert spending(["server_error", "rate_limited", "timed_out"]) == 2
+    assert attempts_spent(["rate_limited", "unavailable", "overloaded", None, "of another release"]) == 0
+    assert attempts_spent(["server_error", "rate_limited", "timed_out"]) == 2
 
 
 def test_a_job_that_is_refused_by_limits_again_and_again_asks_ever_more_seldom() -> None:
-    def refused(alike: int, **more: Any) -> Any:
-        return verdict(K.RATE_LIMITED, alike=alike, has_untried=False, **more)
+    def refused(same_failures: int, **more: Any) -> Any:
+        return verdict(K.RATE_LIMITED, same_failures=same_failures, has_untried=False, **more)
 
     for more in ({}, {"allow_fallback": False}):
-        rests_s = [refused(alike, **more).delay_s for alike in (0, 4, 10, 1000)]
+        rests_s = [refused(same_failures, **more).delay_s for same_failures in (0, 4, 10, 1000)]
         assert rests_s == [pytest.approx(s, rel=0.5) for s in (COOLDOWN_S, COOLDOWN_S, 16, MAX_REST_S)]
     assert refused(1000).cooldown_s == pytest.approx(COOLDOWN_S, rel=0.2), "the endpoint itself is not shunned for it"
 
 
 def test_a_job_whose_worker_is_at_its_own_limits_is_left_to_others_for_longer_each_time() -> None:
-    rests_s = [verdict(K.LOCAL, alike=alike, may_retry=False).delay_s for alike in (0, 5, 10, 1000)]
+    rests_s = [
+        verdict(K.LOCAL, same_failures=same_failures, may_retry=False).delay_s for same_failures in (0, 5, 10, 1000)
+    ]
     assert rests_s == [pytest.approx(s, rel=0.5) for s in (0.4, 0.4, 16, MAX_REST_S)]
 
 
@@ -177,26 +183,29 @@ def test_a_probe_that_fails_spends_no_attempt_and_leaves_the_next_ones_to_other_
 @pytest.mark.parametrize("kind", list(FailureKind))
 def test_a_request_is_wrong_when_two_providers_say_so(kind: FailureKind) -> None:
     assert verdict(kind).action is not Next.GIVE_UP
-    assert (verdict(kind, alike=1, elsewhere=1).action is Next.GIVE_UP) == (kind is K.INVALID_REQUEST)
+    assert (verdict(kind, same_failures=1, other_providers=1).action is Next.GIVE_UP) == (kind is K.INVALID_REQUEST)
 
 
 def test_two_models_of_one_provider_are_one_witness() -> None:
-    assert verdict(K.INVALID_REQUEST, alike=1, elsewhere=0).action is Next.FAIL_OVER
+    assert verdict(K.INVALID_REQUEST, same_failures=1, other_providers=0).action is Next.FAIL_OVER
 
 
 def test_a_provider_of_many_models_is_not_asked_for_all_of_them_about_a_wrong_request() -> None:
-    assert verdict(K.INVALID_REQUEST, alike=MAX_MODELS - 2).action is Next.FAIL_OVER
-    assert verdict(K.INVALID_REQUEST, alike=MAX_MODELS - 1).action is Next.GIVE_UP
+    assert verdict(K.INVALID_REQUEST, same_failures=MAX_MODELS - 2).action is Next.FAIL_OVER
+    assert verdict(K.INVALID_REQUEST, same_failures=MAX_MODELS - 1).action is Next.GIVE_UP
 
 
 def test_a_job_that_makes_providers_refuse_their_keys_ends_but_not_before_it_has_passed_all_models() -> None:
-    assert [verdict(K.FORBIDDEN, alike=alike).action for alike in (14, 15)] == ["fail_over", "give_up"]
+    assert [verdict(K.FORBIDDEN, same_failures=same_failures).action for same_failures in (14, 15)] == [
+        "fail_over",
+        "give_up",
+    ]
     assert verdict(K.FORBIDDEN, attempt=MAX_ATTEMPTS, has_untried=False).action is Next.DEFER
 
 
 def test_a_model_that_has_nothing_to_say_is_asked_three_times() -> None:
-    assert verdict(K.EMPTY, alike=1).action is Next.FAIL_OVER
-    assert verdict(K.EMPTY, alike=2).action is Next.GIVE_UP
+    assert verdict(K.EMPTY, same_failures=1).action is Next.FAIL_OVER
+    assert verdict(K.EMPTY, same_failures=2).action is Next.GIVE_UP
 
 
 def test_the_first_failover_is_at_once_and_later_ones_back_off() -> None:

@@ -50,7 +50,7 @@ class InProcess:
     judging: Judge
     calling: Caller
     default_strategy: RoutingStrategy
-    _turn: int = field(default=0, init=False)
+    _decisions: int = field(default=0, init=False)
     _last_seen: dict[Lane, float] = field(default_factory=dict, init=False)
     _lines: MutableMapping[tuple[asyncio.AbstractEventLoop, str], asyncio.Lock] = field(
         default_factory=WeakValueDictionary, init=False
@@ -73,7 +73,7 @@ class InProcess:
         while True:
             snapshot = await self.fleet.poll()
             self._in_time(job, snapshot.at)
-            self._turn += 1
+            self._decisions += 1
             decision = rank(
                 job.profile(),
                 snapshot,
@@ -81,7 +81,7 @@ class InProcess:
                 self.rng,
                 default_strategy=self.default_strategy,
                 tried=job.tried,
-                turn=self._turn,
+                decision_number=self._decisions,
             )
             if (refusal := decision.refusal) is not None:
                 if job.progress.attempts:

@@ -16,7 +16,7 @@ from turnout_workers.attempts.schema import unmended
 from turnout_workers.monitoring import logs
 from turnout_workers.routing.allowance import Allowance
 from turnout_workers.routing.decision import Candidate, Decision, worth_retrying
-from turnout_workers.routing.failover import Next, Verdict, judge, spending
+from turnout_workers.routing.failover import History, Next, Verdict, attempts_spent, judge
 from turnout_workers.routing.failure import FailureKind
 from turnout_workers.state.store import Granted
 
@@ -90,17 +90,20 @@ class Judge:
             provider = ended.chosen.endpoint.provider
             logs.at_attempt(ended.lease_id, provider)
             kind = ended.failure and ended.failure.kind
-            alike = [attempt.provider for attempt in progress.attempts if attempt.failure == kind]
+            failed_so = [attempt.provider for attempt in progress.attempts if attempt.failure == kind]
+            history = History(
+                attempt=progress.spent_attempts + 1,
+                calls=attempts_spent(attempt.failure for attempt in progress.attempts) + 1,
+                same_failures=len(failed_so),
+                other_providers=len({*failed_so} - {provider}),
+                retries_here=job.retries_here,
+            )
             verdict = judge(
                 ended.failure,
                 self._rng,
-                attempt=progress.spent_attempts + 1,
-                calls=spending(attempt.failure for attempt in progress.attempts) + 1,
+                history,
                 probe=permit.grant.probe and ended.lease_id == permit.grant.lease_id,
-                alike=len(alike),
-                elsewhere=len({*alike} - {provider}),
-                retries_here=job.retries_here,
-                may_retry=self._retries.left and worth_retrying(ended.chosen, constraints.lane),
+                may_retry=self._retries.available and worth_retrying(ended.chosen, constraints.lane),
                 has_untried=not called.issuperset(permit.untried),
                 allow_fallback=constraints.allow_fallback,
             )

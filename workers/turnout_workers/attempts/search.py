@@ -21,7 +21,7 @@ from turnout_workers.monitoring import tracing
 from turnout_workers.routing.decision import Action, Candidate, Decision, rank
 from turnout_workers.routing.decision_log import to_json_dict
 from turnout_workers.routing.estimate import amend
-from turnout_workers.routing.sharing import TenantShares, headroom, place
+from turnout_workers.routing.sharing import TenantShares, headroom, waiting_position
 from turnout_workers.state.store import Admission, Ask, Bid, Fence, Granted, NoRoom
 
 SPREAD = 0.2
@@ -46,7 +46,7 @@ class EndpointSearch:
     def learn(self, claim: Claimed) -> None:
         """What a claim tells of other jobs: its lane and tenant have work, one has its turn now, some are parked."""
         self._last_seen[claim.lane] = now = self._parts.fleet.now()
-        self._shares.seen(claim.tenant or "", now)
+        self._shares.count(claim.tenant or "", now)
         self._parking.any_parked = claim.any_parked
         if claim.next_in_turn is not None:
             self._parking.bring(claim.next_in_turn)
@@ -100,7 +100,7 @@ class EndpointSearch:
                 span.set_attribute("turnout.excluded", len(decision.exclusions))
                 span.set_attribute("turnout.endpoint", getattr(admission, "endpoint_id", ""))
         if isinstance(admission, Granted):
-            self._shares.seen(job.claim.tenant or "", decision.at, 1)
+            self._shares.count(job.claim.tenant or "", decision.at, 1)
             return self._found(job, decision, candidates, admission)
         if not isinstance(admission, NoRoom):
             return End("skipped", "the lease was lost")
@@ -161,8 +161,8 @@ class EndpointSearch:
         lane, since = job.claim.lane, job.progress.waiting_since
         lane_share = headroom(lane, self._last_seen, now, parts.current.reserved)
         share = self._shares.headroom(job.claim.tenant or "", now)
-        # Nobody waits for a tenant that has had more than its share, nor for a second call.
-        turn, waits = place(lane, since if share == 1 and not second else None, now)
+        # No room is kept for a tenant that had more than its share, nor for a second call.
+        position, keeps_room = waiting_position(lane, since if share == 1 and not second else None, now)
         first = bids[0].endpoint_id
         amend(parts.fleet.snapshot, first, lambda seen: seen.begun(now))  # so that jobs that come together spread
         admission = await parts.store.admit(
@@ -173,8 +173,8 @@ class EndpointSearch:
                 ceilings=job.ceilings,
                 fence=Fence(job.id, job.claim.token, job.claim.batch),
                 headroom=lane_share * share,
-                position=turn,
-                keeps_room=waits,
+                position=position,
+                keeps_room=keeps_room,
             )
         )
         if isinstance(admission, Granted) and admission.endpoint_id != first:

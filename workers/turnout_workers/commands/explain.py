@@ -135,6 +135,6 @@ def _what_if(console: Console, strategy: str, choices: Sequence[decision_log.Cho
         console.print(f"No decision is recorded for this job, so there is nothing to compare with {strategy}.")
     for number, choice in enumerate(choices, 1):
         cost = "an unknown price" if choice.cost_microusd == math.inf else dollars(math.ceil(choice.cost_microusd))
-        other = "as before" if choice.endpoint_id == choice.recorded else f"not {choice.recorded}"
+        other = "as before" if choice.endpoint_id == choice.logged else f"not {choice.logged}"
         expected = f"{cost} and {choice.time_s:.1f} s expected"
         console.print(f"By {strategy}, decision {number}: {choice.endpoint_id} first ({other}), {expected}")

@@ -1,4 +1,4 @@
-"""Routing: which endpoint a job goes to, and what follows from how its call went. Pure, but for `router`."""
+"""Routing: which endpoint a job goes to, and what follows from how its call went. Pure, except `router`."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,10 @@ __all__ = [
     "RoutingStrategy",
 ]
 
-if not TYPE_CHECKING:  # which would take any name for one of these
+if not TYPE_CHECKING:  # a type checker would accept any name
 
     def __getattr__(name: str) -> Any:
-        # The router stands on the stores, which stand on the pure modules here: imported only when asked for.
+        # The router imports the stores, and those the pure modules here, so it is imported only on demand.
         if name != "IntelligentRouter":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from turnout_workers.router import IntelligentRouter

@@ -1,4 +1,4 @@
-"""Decisions as compact JSON, and the same decisions made again offline under another strategy."""
+"""Decisions as compact JSON, and the same decisions made again offline, also under another strategy."""
 
 from __future__ import annotations
 
@@ -9,38 +9,39 @@ from typing import Any, NamedTuple
 
 from turnout.request import RoutingConstraints, RoutingStrategy
 from turnout_workers.routing.decision import Decision
-from turnout_workers.routing.eligibility import Excluded, summarized
+from turnout_workers.routing.eligibility import ExclusionSummary, summarized
 from turnout_workers.routing.estimate import MIN_LATENCY_S, Estimate, Odds, Traffic
 from turnout_workers.routing.fleet import Endpoint, EndpointView, Limits
 from turnout_workers.routing.profile import JobProfile
-from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, ranking
+from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, ranked
 
-RECORD_VERSION = 3
+VERSION = 3
 MAX_ROWS = 20
-"""Candidates that are recorded, the best: a story is not to grow with the fleet."""
+"""Candidates that are logged, the best ones: a job's story must not grow with the fleet."""
 NOW = 0.0
-"""The time of a repeated decision: added to a Unix time, a short silence would drown in a float's rounding."""
+"""The time of a repeated decision: added to a Unix time, a short time would drown in a float's rounding."""
 
 
 def to_json_dict(
     decision: Decision, called: str | None = None, no_room: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """All that explains a decision, and lets `choices` repeat it: no prompt, no key. Micro-dollars and seconds.
+    """Everything that explains a decision and lets `choices` repeat it, without prompts and keys. In micro-dollars and
+    seconds.
 
-    called: the endpoint that was called, the first of the candidates for which admission found room.
-    no_room: of those that were asked in vain, what was full.
+    called: the endpoint that was called: the first candidate for which admission found room.
+    no_room: what was full, by endpoint id, for candidates that were refused.
     """
     job = decision.job
     best = frozenset(decision.ranking.order[:MAX_ROWS])
-    known = (index for index in (*decision.ready, *decision.busy) if index in best)
-    rows = [_row(decision.ranking, index, decision.at) for index in known]
+    indices = (index for index in (*decision.ready, *decision.busy) if index in best)
+    rows = [_row(decision.ranking, index, decision.at) for index in indices]
     return {
-        "v": RECORD_VERSION,
+        "v": VERSION,
         "at": decision.at,
         "age_s": round(decision.snapshot_age_s, 3),
         "strategy": decision.strategy.value,
         "seed": decision.options.seed,
-        "turn": decision.turn,
+        "turn": decision.decision_number,
         "action": decision.action.value,
         "chosen": rows[0][0] if decision.ready else None,
         "called": called,
@@ -57,17 +58,17 @@ def to_json_dict(
             "failures": dict(job.failures),
         },
         "candidates": rows,
-        "excluded": [*decision.options.match.excluded, *summarized(decision.not_now)],
+        "excluded": [*decision.options.match.summaries, *summarized(decision.not_now)],
     }
 
 
-class Row(NamedTuple):
-    """One of a record's candidates, as expected then. Without names it takes a third of the space."""
+class CandidateRow(NamedTuple):
+    """A logged candidate, as expected then. In JSON it is a list: without names it takes a third of the space."""
 
     id: str
     score: float | None
     cost_microusd: float | None
-    """None: its price is unknown."""
+    """None: the price is unknown."""
     latency_s: float
     p_late: float
     wait_s: float
@@ -84,27 +85,27 @@ class Row(NamedTuple):
     missed: float = 0.0
 
 
-def candidates(record: Mapping[str, Any]) -> list[Row]:
-    """Those to be called in order, then the busy; none of a record that an earlier release has written."""
-    return [Row(*row) for row in record["candidates"]] if record["v"] == RECORD_VERSION else []
+def candidates(decision: Mapping[str, Any]) -> list[CandidateRow]:
+    """The candidates, best first, then the busy ones; empty if an earlier release logged the decision."""
+    return [CandidateRow(*row) for row in decision["candidates"]] if decision["v"] == VERSION else []
 
 
-def excluded(record: Mapping[str, Any]) -> list[Excluded]:
-    """Why the others were none, likewise."""
-    return record["excluded"] if record["v"] == RECORD_VERSION else []
+def excluded(decision: Mapping[str, Any]) -> list[ExclusionSummary]:
+    """Why the other endpoints weren't candidates; empty if an earlier release logged the decision."""
+    return decision["excluded"] if decision["v"] == VERSION else []
 
 
-def _row(ranked: Ranking, index: int, at: float) -> tuple[Any, ...]:
-    """A `Row` without its names, which take a third of the time of a record to give and to take away again."""
-    wait_s, latency_s, cost, probe, estimate = ranked.options[index]
-    endpoint, odds, traffic, score = estimate.view.endpoint, estimate.odds, estimate.traffic, ranked.scores[index]
+def _row(ranking: Ranking, index: int, at: float) -> tuple[Any, ...]:
+    """A `CandidateRow` without its names, which would take a third of the time."""
+    wait_s, latency_s, cost, probe, estimate = ranking.options[index]
+    endpoint, odds, traffic, score = estimate.view.endpoint, estimate.odds, estimate.traffic, ranking.scores[index]
     return (
         endpoint.id,
         _rounded(score) if score < math.inf else None,
         _rounded(cost) if cost < math.inf else None,
         _rounded(latency_s),
-        _rounded(ranked.late[index]),
-        math.ceil(wait_s * 1e4) / 1e4,  # the shortest wait is still one
+        _rounded(ranking.late[index]),
+        math.ceil(wait_s * 1e4) / 1e4,  # the shortest wait must not become 0
         _rounded(odds.sigma),
         _rounded(odds.error_rate),
         int(probe),
@@ -119,57 +120,56 @@ def _row(ranked: Ranking, index: int, at: float) -> tuple[Any, ...]:
 
 
 def _rounded(value: float) -> float:
-    return math.floor(value * 1e4 + 0.5) / 1e4  # in a third of the time of `round`, which takes most of a record's
+    return math.floor(value * 1e4 + 0.5) / 1e4  # three times as fast as `round`, and called most often
 
 
 class Choice(NamedTuple):
-    """What a strategy would take, as predicted when the job was decided."""
+    """The endpoint that a strategy would choose, with what was predicted when the decision was made."""
 
     endpoint_id: str
-    recorded: str
-    """What was ranked first then."""
+    logged: str
+    """The endpoint that was ranked first then."""
     cost_microusd: float
-    """Infinite: its price is unknown."""
+    """Infinite: the price is unknown."""
     time_s: float
-    """Waiting and latency."""
+    """Wait and latency."""
     p_late: float
 
 
-def choices(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | None = None) -> Iterator[Choice]:
-    """Decide the recorded jobs again; None: each under its own strategy, which repeats every choice among at most
-    `MAX_ROWS`.
+def choices(decisions: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | None = None) -> Iterator[Choice]:
+    """Decide the logged jobs again. strategy: None: each one's own, which repeats its choice among at most `MAX_ROWS`.
 
-    Only the choice is repeated: what a different one would have done to the fleet's load is not modelled. Decisions
-    that had no candidate are left out.
+    Only the choice is repeated: what another one would have done to the fleet's load isn't modelled. Decisions without
+    candidates are left out.
     """
-    for turn, record in enumerate(records):
-        options = [_option(row) for row in sorted(candidates(record), key=attrgetter("position"))]
+    for number, decision in enumerate(decisions):
+        options = [_option(row) for row in sorted(candidates(decision), key=attrgetter("position"))]
         if not options:
             continue
-        deadline, since = record["job"]["deadline"], record["job"].get("waiting_since")
+        deadline, since = decision["job"]["deadline"], decision["job"].get("waiting_since")
         job = JobProfile(
-            constraints=RoutingConstraints(lane=record["job"]["lane"], order=record["job"]["order"]),
-            deadline=deadline and deadline - record["at"],
-            waiting_since=None if since is None else since - record["at"],
-            failures=record["job"]["failures"],
+            constraints=RoutingConstraints(lane=decision["job"]["lane"], order=decision["job"]["order"]),
+            deadline=deadline and deadline - decision["at"],
+            waiting_since=None if since is None else since - decision["at"],
+            failures=decision["job"]["failures"],
         )
-        name = strategy or RoutingStrategy(record["strategy"])
-        turns = record["turn"] if name == record["strategy"] else turn
-        ranked = ranking(job, options, STRATEGIES[name], NOW, record["seed"], turns)
-        ready = [index for index in ranked.order if options[index].wait_s <= 0]
-        first = ready[0] if ready and not STRATEGIES[name].may_wait else ranked.order[0]
+        name = strategy or RoutingStrategy(decision["strategy"])
+        decision_number = decision["turn"] if name == decision["strategy"] else number
+        ranking = ranked(job, options, STRATEGIES[name], NOW, decision["seed"], decision_number)
+        ready = [index for index in ranking.order if options[index].wait_s <= 0]
+        first = ready[0] if ready and not STRATEGIES[name].may_wait else ranking.order[0]
         best = options[first]
         yield Choice(
             best.estimate.view.endpoint.id,
-            record["waits_for"] or record["chosen"],
+            decision["waits_for"] or decision["chosen"],
             best.cost,
             best.wait_s + best.latency_s,
-            ranked.late[first],
+            ranking.late[first],
         )
 
 
-def _option(row: Row) -> Option:
-    # What follows the provider in the id stands for the model, whose name a record doesn't hold.
+def _option(row: CandidateRow) -> Option:
+    # The rest of the id stands for the model, whose name isn't logged.
     provider, _, rest = row.id.partition("/")
     limits = Limits(concurrency=row.slots)
     endpoint = Endpoint(provider, rest, rest, priority=row.priority, weight=row.weight, limits=limits)

@@ -2,7 +2,7 @@
 
 Two questions are kept apart. *Never*: this endpoint, as configured, doesn't satisfy the job; answered here,
 from configuration and the job alone. *Not now*: it would, but it is ejected, cooling down or full; answered
-by `options.py`, from a snapshot. A job that no endpoint could ever satisfy is refused; any other one waits.
+by `options.py`, from a snapshot. A job that no endpoint could ever satisfy is refused; all others wait.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from turnout_workers.routing.profile import MAX_OUTPUT_TOKENS, JobProfile, Requi
 Why = TypeVar("Why")
 
 MAX_NAMED, MAX_REASONS = 3, 5
-"""Endpoints a reason, and reasons, in the message of a refusal. A decision's record names as many for each reason."""
+"""Endpoints per reason, and reasons, in a refusal's message. A decision's JSON names as many endpoints per reason."""
 MAX_MATCHES = 1024
-"""How many different requirements of a fleet have their matches remembered."""
+"""Sets of requirements whose matches are remembered."""
 EMBEDS_ONLY = frozenset({Capability.EMBEDDINGS})
-"""The capabilities of a model that answers no chat."""
+"""The capabilities of a model that can't chat."""
 TOKEN_LIMITS = ("input_tokens_per_minute", "tokens_per_minute", "tokens_per_day")
-"""Limits that one call alone may be too large for. Not of answers' tokens: few answers are as long as they may be."""
+"""Limits that a single call may exceed. Not those on output tokens: few answers are as long as they may be."""
 
 
 class Reason(StrEnum):
-    """Why an endpoint is no candidate. The first group means never, the second not now."""
+    """Why an endpoint isn't a candidate. The first group means never, the second not now."""
 
     @property
-    def passing(self) -> bool:
-        return self in _PASSING
+    def is_temporary(self) -> bool:
+        return self in _TEMPORARY
 
     MODEL = "model"
     NOT_IN_ONLY = "only"
@@ -67,12 +67,12 @@ class Reason(StrEnum):
     CEILING = "ceiling"
 
 
-_PASSING = frozenset(list(Reason)[list(Reason).index(Reason.TRIED) :])
+_TEMPORARY = frozenset(list(Reason)[list(Reason).index(Reason.TRIED) :])
 
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """Why one endpoint is no candidate; `until`: when a passing reason ends, if that is known."""
+    """Why one endpoint isn't a candidate; `until`: when a temporary reason ends, if that is known."""
 
     endpoint_id: str
     reason: Reason
@@ -80,12 +80,12 @@ class Exclusion:
     until: float | None = None
 
 
-Excluded = tuple[str, str, list[str], int]
-"""A reason, its text, some of the endpoints that are excluded for it, and how many more there are."""
+ExclusionSummary = tuple[str, str, list[str], int]
+"""A reason, its text, some of the endpoints excluded for it, and how many more there are."""
 
 
-def summarized(exclusions: Iterable[Exclusion]) -> list[Excluded]:
-    """Exclusions by reason: of a large fleet most have the same few."""
+def summarized(exclusions: Iterable[Exclusion]) -> list[ExclusionSummary]:
+    """Exclusions by reason: most endpoints of a large fleet share a few."""
     by_reason = _ids_by(((one.reason.value, one.text), one.endpoint_id) for one in exclusions)
     return [(*why, ids[:MAX_NAMED], len(ids[MAX_NAMED:])) for why, ids in by_reason.items()]
 
@@ -98,65 +98,64 @@ def _ids_by(excluded: Iterable[tuple[Why, str]]) -> dict[Why, list[str]]:
 
 
 class NoEligibleEndpoint(TurnoutError):
-    """No registered endpoint could ever satisfy this job. `reasons` tells why, by endpoint id; the message sums up."""
+    """No registered endpoint could ever satisfy this job. `reasons` says why, by endpoint id; the message sums up."""
 
     def __init__(self, reasons: Mapping[str, str]) -> None:
         super().__init__(reasons)
         self.reasons = dict(reasons)
 
     def __str__(self) -> str:
-        return f"no endpoint can serve this job: {_told(self.reasons) or 'none is registered'}"
+        return f"no endpoint can serve this job: {_summary(self.reasons) or 'none is registered'}"
 
 
-def _told(reasons: Mapping[str, str]) -> str:
-    """Reasons that few endpoints have first: those came nearest. Of many, some."""
+def _summary(reasons: Mapping[str, str]) -> str:
+    """The reasons, rarest first because those endpoints came nearest; not all, if there are many."""
     by_reason = _ids_by((reason, endpoint_id) for endpoint_id, reason in reasons.items())
     ranked = sorted(by_reason.items(), key=lambda pair: len(pair[1]))
-    told = [f"{', '.join(ids[:MAX_NAMED])}{_rest(ids[MAX_NAMED:])}: {why}" for why, ids in ranked[:MAX_REASONS]]
+    named = [f"{', '.join(ids[:MAX_NAMED])}{_more(ids[MAX_NAMED:])}: {why}" for why, ids in ranked[:MAX_REASONS]]
     unnamed = [id for _, ids in ranked[MAX_REASONS:] for id in ids]
-    return "; ".join(told) + _rest(unnamed)
+    return "; ".join(named) + _more(unnamed)
 
 
-def _rest(ids: Sequence[str]) -> str:
+def _more(ids: Sequence[str]) -> str:
     return f" and {len(ids):,} more" if ids else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The endpoints of a fleet that satisfy some requirements: positions, and the others' reasons.
+    """The endpoints of a fleet that satisfy some requirements, by position, and why the others don't.
 
-    The numbers are the tightest limits and the dearest prices among them, by which most jobs are seen to fit anywhere.
+    The numbers are the tightest limits and the highest prices among them: they show that most jobs fit everywhere.
     """
 
     positions: tuple[int, ...]
     exclusions: tuple[Exclusion, ...]
-    excluded: list[Excluded]
-    """The same, summed up."""
-    tokens: float
-    """Of a call, input and answer."""
-    output_tokens: float
-    """Of an answer."""
-    answer_tokens: float
-    """The longest answer to a job that sets no limit."""
+    summaries: list[ExclusionSummary]
+    """The same, summarized."""
+    max_call_tokens: float
+    """Input and answer."""
+    max_output_tokens: float
+    longest_answer: float
+    """In tokens, to a job that sets no limit."""
     input_price: float
     output_price: float
     """Infinite if one is unknown."""
 
     def fits_everywhere(self, job: JobProfile) -> bool:
-        """Whether the job is `unfit` for none of the endpoints, as far as this can be told of all at once."""
+        """Whether the job is `unfit` for none of them, as far as one look at all can show."""
         answer = job.output_tokens or 0
-        most_microusd = job.input_tokens * self.input_price + (answer or self.answer_tokens) * self.output_price
+        most_microusd = job.input_tokens * self.input_price + (answer or self.longest_answer) * self.output_price
         return (
             not job.images  # which take more at one endpoint than at another
-            and job.expected_input_tokens + answer <= self.tokens
-            and answer <= self.output_tokens
+            and job.expected_input_tokens + answer <= self.max_call_tokens
+            and answer <= self.max_output_tokens
             and most_microusd <= job.cost_left_microusd
         )
 
 
 @lru_cache(MAX_MATCHES)
 def match(fleet: Fleet, wanted: Requirements) -> Match:
-    """The endpoints that satisfy `wanted`. Remembered, so a decision looks only at those that could take the job."""
+    """The endpoints that satisfy `wanted`. Remembered: a decision looks only at those that could take the job."""
     positions, exclusions = [], []
     for position, endpoint in enumerate(fleet.endpoints):
         unmet = _unmet(wanted, endpoint)
@@ -169,13 +168,13 @@ def match(fleet: Fleet, wanted: Requirements) -> Match:
     return Match(
         positions=tuple(positions),
         exclusions=tuple(exclusions),
-        excluded=summarized(exclusions),
-        tokens=min(
+        summaries=summarized(exclusions),
+        max_call_tokens=min(
             (min(one.context_tokens or math.inf, *(_limit(one, name) for name in TOKEN_LIMITS)) for one in found),
             default=math.inf,
         ),
-        output_tokens=min((one.max_output_tokens or math.inf for one in found), default=math.inf),
-        answer_tokens=max(map(_longest_answer, found), default=0.0),
+        max_output_tokens=min((one.max_output_tokens or math.inf for one in found), default=math.inf),
+        longest_answer=max(map(_longest_answer, found), default=0.0),
         input_price=max((price.dearest_input if price else math.inf for price in prices), default=0.0),
         output_price=max((price.output if price else math.inf for price in prices), default=0.0),
     )
@@ -184,13 +183,13 @@ def match(fleet: Fleet, wanted: Requirements) -> Match:
 def _unmet(wanted: Requirements, endpoint: Endpoint) -> tuple[Reason, str] | None:
     """The first requirement that the endpoint, as configured, doesn't meet; None: it meets all."""
     if wanted.models and not any(endpoint.serves(model) for model in wanted.models):
-        return Reason.MODEL, f"serves no {' or '.join(wanted.models)}"
+        return Reason.MODEL, f"doesn't serve {' or '.join(wanted.models)}"
     if wanted.only and endpoint.provider not in wanted.only:
         return Reason.NOT_IN_ONLY, f"only {', '.join(wanted.only)} may be used"
     if endpoint.provider in wanted.ignore:
-        return Reason.IGNORED, f"{endpoint.provider} is to be ignored"
+        return Reason.IGNORED, f"the job ignores {endpoint.provider}"
     if wanted.regions and not endpoint.regions:
-        return Reason.REGION, "its region is not known"
+        return Reason.REGION, "its region is unknown"
     if wanted.regions and not endpoint.regions <= frozenset(wanted.regions):
         elsewhere = sorted(endpoint.regions - frozenset(wanted.regions))
         return (
@@ -208,8 +207,8 @@ def _unmet(wanted: Requirements, endpoint: Endpoint) -> tuple[Reason, str] | Non
     if wanted.min_quality and (endpoint.quality is None or endpoint.quality.rank < wanted.min_quality.rank):
         return Reason.QUALITY, f"quality {endpoint.quality or 'unknown'} is below {wanted.min_quality}"
     if wanted.min_context_tokens and (endpoint.context_tokens or 0) < wanted.min_context_tokens:
-        known = endpoint.context_tokens or "unknown"
-        return Reason.CONTEXT, f"context {known}, at least {wanted.min_context_tokens} wanted"
+        context = endpoint.context_tokens or "unknown"
+        return Reason.CONTEXT, f"context {context}, at least {wanted.min_context_tokens} wanted"
     if endpoint.id in wanted.unsuited:
         return Reason.UNSUITED, "has shown that it can't do this job"
     if wanted.pinned is not None and endpoint.id != wanted.pinned:
@@ -221,7 +220,7 @@ def _overpriced(wanted: Requirements, endpoint: Endpoint) -> tuple[Reason, str] 
     ceilings = (wanted.max_input_usd_per_mtok, wanted.max_output_usd_per_mtok)
     if endpoint.price is None:
         if wanted.priced or ceilings != (None, None):
-            return Reason.PRICE_UNKNOWN, "its price is not known, and the job has a ceiling"
+            return Reason.PRICE_UNKNOWN, "its price is unknown, and the job has a ceiling"
         return None
     prices = (endpoint.price.input, endpoint.price.output)
     for name, price, ceiling in zip(("input", "output"), prices, ceilings, strict=True):
@@ -231,18 +230,18 @@ def _overpriced(wanted: Requirements, endpoint: Endpoint) -> tuple[Reason, str] 
 
 
 def unfit(job: JobProfile, endpoint: Endpoint) -> tuple[Reason, str] | None:
-    """Why a job of this size can't be done there, though the endpoint meets its requirements."""
+    """Why this job can't be done there, though its requirements are met: its size, or what is left of its money."""
     answer = job.output_tokens or 0
     if endpoint.max_output_tokens is not None and answer > endpoint.max_output_tokens:
         return Reason.OUTPUT, f"answers with at most {endpoint.max_output_tokens} tokens, {answer} wanted"
-    given = job.input_at(endpoint.image_rule).expected
-    needed = given + answer
+    input_tokens = job.input_at(endpoint.image_rule).expected
+    needed = input_tokens + answer
     if endpoint.context_tokens is not None and needed > endpoint.context_tokens:
         return Reason.CONTEXT, f"context {endpoint.context_tokens}, about {needed} needed"
     for name in TOKEN_LIMITS:
-        tokens, most = given if name.startswith("input") else needed, _limit(endpoint, name)
-        if tokens > most:
-            return Reason.LIMIT, f"{name} is {most:.0f}, about {tokens} needed at once"
+        tokens, limit = input_tokens if name.startswith("input") else needed, _limit(endpoint, name)
+        if tokens > limit:
+            return Reason.LIMIT, f"{name} is {limit:.0f}, about {tokens} needed at once"
     cost, left = upper_cost_microusd(job, endpoint), job.cost_left_microusd
     if cost is not None and cost > left:
         return Reason.COST, f"may cost ${cost / 1e6:.6f}, ${max(0, left) / 1e6:.6f} of its ceiling left"
@@ -251,8 +250,8 @@ def unfit(job: JobProfile, endpoint: Endpoint) -> tuple[Reason, str] | None:
 
 def _limit(endpoint: Endpoint, name: str) -> float:
     """The stricter of the endpoint's own limit and its account's."""
-    told = (getattr(endpoint.limits, name), getattr(endpoint.shared_limits, name))
-    return min((limit for limit in told if limit is not None), default=math.inf)
+    limits = (getattr(endpoint.limits, name), getattr(endpoint.shared_limits, name))
+    return min((limit for limit in limits if limit is not None), default=math.inf)
 
 
 def upper_output_tokens(job: JobProfile, endpoint: Endpoint) -> int:
@@ -261,7 +260,7 @@ def upper_output_tokens(job: JobProfile, endpoint: Endpoint) -> int:
 
 
 def _longest_answer(endpoint: Endpoint) -> int:
-    """To a job that sets no limit: some models have none but their context."""
+    """To a job that sets no limit. Some models have no limit but their context."""
     return endpoint.max_output_tokens or endpoint.context_tokens or MAX_OUTPUT_TOKENS
 
 
@@ -269,9 +268,9 @@ def upper_cost_microusd(job: JobProfile, endpoint: Endpoint) -> int | None:
     """The most that one call can cost; None: the price is unknown."""
     if endpoint.price is None:
         return None
-    given, answer = job.input_at(endpoint.image_rule).upper, upper_output_tokens(job, endpoint)
-    price = endpoint.price.of(given)
-    return math.ceil(given * price.dearest_input + answer * price.output)
+    input_tokens, answer = job.input_at(endpoint.image_rule).upper, upper_output_tokens(job, endpoint)
+    price = endpoint.price.of(input_tokens)
+    return math.ceil(input_tokens * price.dearest_input + answer * price.output)
 
 
 def refusal(job: JobProfile, fleet: Fleet) -> NoEligibleEndpoint | None:

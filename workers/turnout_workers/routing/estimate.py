@@ -1,4 +1,4 @@
-"""What is expected of each endpoint, worked out once a snapshot, so that a decision is arithmetic only."""
+"""What is expected of each endpoint, computed once per snapshot, so that a decision is only arithmetic."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from turnout_workers.routing.fleet import EndpointView, Price, Snapshot
 from turnout_workers.routing.latency import MIN_SIGMA, predict
 
 PRIOR_OUTCOMES = 2.0
-"""Imagined successes that temper the error rate of an endpoint which was called only a few times."""
+"""Imaginary successes that temper the error rate of an endpoint that was called only a few times."""
 MAX_ERROR_RATE = 0.95
 MIN_LATENCY_S = 1e-3
 FIRST_CALLS = 4
-"""Calls in flight at an endpoint that has never answered, before others are rather called that have."""
+"""Calls in flight at an endpoint that has never answered, before others that have are preferred."""
 CERTAIN_SIGMAS = 4.0
-"""A deadline this many standard deviations away is not missed: the chance needs no computing."""
+"""A deadline this many standard deviations away won't be missed, so the chance isn't computed."""
 
 
 class Odds(NamedTuple):
-    """What makes an endpoint's call uncertain."""
+    """What makes a call to an endpoint uncertain."""
 
     sigma: float
-    tail: float
-    """Factor from the median latency to the one that is surely not exceeded."""
+    certain_factor: float
+    """Factor from the median latency to one that is surely not exceeded."""
     error_rate: float
     tries: float
     """Expected number of calls until one succeeds."""
 
     @classmethod
-    def seen(cls, view: EndpointView) -> Odds:
+    def observed(cls, view: EndpointView) -> Odds:
         metrics = view.metrics
         error_rate = metrics.error_rate * metrics.error_weight / (metrics.error_weight + PRIOR_OUTCOMES)
         return cls.of(max(MIN_SIGMA, metrics.sigma), min(MAX_ERROR_RATE, error_rate))
@@ -45,9 +45,9 @@ class Traffic(NamedTuple):
 
     in_flight: int
     failures: int
-    """In a row; counted as load, for an endpoint whose calls fail at once would look idle."""
+    """In a row; counted as load, because an endpoint whose calls fail immediately would look idle."""
     oldest_at: float
-    """When the oldest of those in flight began."""
+    """When the oldest call in flight began."""
     answered_at: float
 
     def missed(self, latency_s: float, now: float) -> float:
@@ -64,10 +64,10 @@ class Estimate(NamedTuple):
     ttft_s: float
     s_per_token: float
     input_price: float
-    """With the share that is likely to be cached. Infinite if unknown, so that it ranks behind every known price."""
+    """With the share that is likely to be cached. Infinite if unknown, so that it ranks behind all known prices."""
     output_price: float
-    special: bool
-    """Its circuit is not simply closed, or it is busy: look before you call."""
+    needs_a_look: bool
+    """Its circuit isn't simply closed, or it is busy or unproven: see `Options`."""
     odds: Odds
     traffic: Traffic
     view: EndpointView
@@ -79,7 +79,7 @@ class Estimate(NamedTuple):
         return self._replace(traffic=before._replace(in_flight=before.in_flight + 1, oldest_at=oldest_at))
 
     def ended(self, now: float, ok: bool, counts: bool) -> Estimate:
-        """counts: whether the outcome says anything about the endpoint. A success changes its odds too little."""
+        """counts: whether the outcome says anything about the endpoint. A success hardly changes its odds."""
         left = self.traffic._replace(in_flight=max(0, self.traffic.in_flight - 1))
         if not counts:
             return self._replace(traffic=left)
@@ -89,11 +89,11 @@ class Estimate(NamedTuple):
         weight = metrics.error_weight + 1
         error_rate = (metrics.error_rate * metrics.error_weight + 1) / weight
         view = self.view._replace(metrics=metrics._replace(error_rate=error_rate, error_weight=weight))
-        return self._replace(traffic=left, view=view, odds=Odds.seen(view))
+        return self._replace(traffic=left, view=view, odds=Odds.observed(view))
 
 
 def estimates(snapshot: Snapshot) -> list[Estimate]:
-    """Of all endpoints, in the order of the fleet; computed at the first call, then remembered."""
+    """The estimates of all endpoints, in the order of the fleet; computed on the first call, then remembered."""
     if not snapshot.estimates:
         snapshot.estimates.extend(
             _estimate(position, view, snapshot.at) for position, view in enumerate(snapshot.views)
@@ -102,7 +102,7 @@ def estimates(snapshot: Snapshot) -> list[Estimate]:
 
 
 def amend(snapshot: Snapshot, endpoint_id: str, change: Callable[[Estimate], Estimate]) -> None:
-    """Take account of what this process has just done; what others have done comes with the next snapshot."""
+    """Take account of what this process has just done; what others did comes with the next snapshot."""
     if endpoint_id in snapshot.by_id:
         found, position = estimates(snapshot), snapshot.fleet.ids.index(endpoint_id)
         found[position] = change(found[position])
@@ -110,17 +110,17 @@ def amend(snapshot: Snapshot, endpoint_id: str, change: Callable[[Estimate], Est
 
 def _estimate(position: int, view: EndpointView, at: float) -> Estimate:
     endpoint, health, metrics, load = view.endpoint, view.health, view.metrics, view.load
-    ttft, pace = predict(endpoint, metrics, at)
+    ttft_s, s_per_token = predict(endpoint, metrics, at)
     price = endpoint.price
     troubled = health.isolated is not None or health.disabled is not None or health.open_until > 0
     busy = max(health.cooldown_until, load.ready_at) > at or all_slots_taken(view)
     return Estimate(
-        ttft_s=ttft,
-        s_per_token=pace,
+        ttft_s=ttft_s,
+        s_per_token=s_per_token,
         input_price=_input_price(price, metrics.cached_share) if price else math.inf,
         output_price=price.output if price else 0.0,
-        special=troubled or busy or is_unproven(view),
-        odds=Odds.seen(view),
+        needs_a_look=troubled or busy or is_unproven(view),
+        odds=Odds.observed(view),
         traffic=Traffic(load.in_flight, health.consecutive_failures, load.oldest_started_at, metrics.latency_at),
         view=view,
         position=position,
@@ -139,5 +139,5 @@ def all_slots_taken(view: EndpointView) -> bool:
 
 
 def is_unproven(view: EndpointView) -> bool:
-    """Whether an endpoint that has never answered has had its first calls."""
+    """Whether the endpoint has never answered, and already has its first calls in flight."""
     return view.metrics.latency_samples == 0 and view.load.in_flight >= FIRST_CALLS

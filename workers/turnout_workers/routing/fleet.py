@@ -1,4 +1,4 @@
-"""The fleet as the router sees it: what endpoints there are, and what is known of them right now.
+"""The fleet as the router sees it: which endpoints there are, and what is known about them right now.
 
 An *endpoint* is a provider × a model × an account (one API key). `Endpoint` is configuration and changes only
 on reload; `Health`, `ProviderMetrics` and `Load` are observations that all workers share. A `Snapshot` binds
@@ -29,19 +29,19 @@ class Price:
     input: float
     output: float
     cache_read: float | None = None
-    """None: cached input costs as much as any."""
+    """None: cached input costs as much as any other."""
     cache_write: float | None = None
-    """Of input that the provider stores for later calls; None: as much as any."""
+    """For input that the provider stores for later calls; None: as much as any other."""
     cache_write_hour: float | None = None
     """The same, stored for an hour; None: as much as `cache_write`."""
     source: str = OPERATOR
     """Where the price comes from: `operator`, or the name and version of the price list."""
     longer: tuple[int, Price] | None = None
-    """Above how many input tokens all tokens of the call have another price, and that price."""
+    """Above this many input tokens, all tokens of the call have this other price."""
 
     @property
     def dearest_input(self) -> float:
-        """What a token of input may cost: the provider may store all of it."""
+        """The most that an input token may cost: the provider may store all of the input."""
         return max(self.input, self.cache_write or 0.0)
 
     @property
@@ -50,13 +50,13 @@ class Price:
         return (self, *self.longer[1].steps) if self.longer else (self,)
 
     def of(self, input_tokens: int) -> Price:
-        """The price of a call with so many input tokens."""
+        """The price of a call with this many input tokens."""
         return self.longer[1].of(input_tokens) if self.longer and input_tokens > self.longer[0] else self
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a provider allows; None: no such limit is known. Token limits count as the provider counts."""
+    """What a provider allows; None: no such limit is known. Tokens are counted as the provider counts them."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
@@ -88,9 +88,9 @@ class Endpoint:
 
     provider: str
     model: str
-    """Our name of the model."""
+    """Our name for the model."""
     served_model: str
-    """The provider's name of it, sent on the wire."""
+    """The provider's name for it, sent on the wire."""
     account: str = ""
     """Distinguishes several keys of one provider; empty for the first."""
     priority: int = 100
@@ -98,10 +98,10 @@ class Endpoint:
     weight: float = 1.0
     """Share of traffic, by round robin."""
     price: Price | None = None
-    """None: unknown, which is neither nothing nor a guess."""
+    """None: unknown, which doesn't mean free."""
     limits: Limits = UNLIMITED
     shared_limits: Limits = UNLIMITED
-    """What all models of the account have together."""
+    """Shared by all models of the account."""
     capabilities: frozenset[Capability] = frozenset()
     context_tokens: int | None = None
     max_output_tokens: int | None = None
@@ -132,7 +132,7 @@ class Endpoint:
 
     @property
     def is_timed(self) -> bool:
-        """Whether the operator has said how long its answers take, or a part of it."""
+        """Whether the operator has configured how long its answers take, or a part of it."""
         return self.expected_ttft_s is not None or self.expected_s_per_token is not None
 
     def serves(self, model: str) -> bool:
@@ -154,15 +154,15 @@ class Health(NamedTuple):
     """The circuit of one endpoint. Transitions are decided in `health.py`."""
 
     open_until: float = 0.0
-    """End of the current or last ejection; 0: never ejected since it was last well."""
+    """End of the current or last ejection; 0: not ejected since it was last well."""
     ejections: int = 0
     """Ejections in a row, for doubling; reset after a healthy minute."""
     recovered_at: float = 0.0
     """When the last ejection ended by a successful probe; 0: never. The ramp counts from here."""
     proven: int = 0
-    """Calls that were answered since then."""
+    """Calls answered since then."""
     cooldown_until: float = 0.0
-    """A cooldown that the provider asked for (429, quota); no verdict on its health."""
+    """End of the cooldown that the provider asked for (429, quota). It says nothing about its health."""
     disabled: str | None = None
     """Why it is disabled, or None."""
     disabled_at: float = 0.0
@@ -171,7 +171,7 @@ class Health(NamedTuple):
     ejection_reason: str = ""
     """Of the last ejection, for people."""
     cooldown_reason: str = ""
-    """Why the longest of the last ones was asked for."""
+    """Of the longest of the last cooldowns."""
     consecutive_failures: int = 0
     """Across the whole fleet; any success sets it to 0."""
     probing: bool = False
@@ -179,16 +179,16 @@ class Health(NamedTuple):
 
     @property
     def why(self) -> str:
-        """What keeps it out, for people: an operator's word before all."""
-        passing = self.ejection_reason if self.open_until >= self.cooldown_until else self.cooldown_reason
-        return next(why for why in (self.isolated, self.disabled, passing) if why is not None)
+        """What keeps it out, for people: first of all, an operator."""
+        temporary = self.ejection_reason if self.open_until >= self.cooldown_until else self.cooldown_reason
+        return next(why for why in (self.isolated, self.disabled, temporary) if why is not None)
 
 
 class ProviderMetrics(NamedTuple):
     """What calls to an endpoint have shown lately. EWMAs; their time constants are in `latency.py` and `health.py`."""
 
     ttft_s: float | None = None
-    """Time to first token, in part estimated, see `latency.first_token`; None: the endpoint's prior stands."""
+    """Time to first token, partly estimated (see `latency.first_token`); None: the endpoint's prior holds."""
     s_per_token: float | None = None
     sigma: float = 0.5
     """Standard deviation of the log of (observed / predicted) latency."""
@@ -199,7 +199,7 @@ class ProviderMetrics(NamedTuple):
     error_weight: float = 0.0
     """Effective number of outcomes behind `error_rate`."""
     cached_share: float = 0.0
-    """Of the input tokens, those that the provider had in its cache."""
+    """Share of the input tokens that the provider had in its cache."""
     calls: int = 0
     failures: int = 0
     spent_microusd: int = 0
@@ -213,13 +213,13 @@ class Load(NamedTuple):
     free: float = 1.0
     """Share of the scarcest limit that is left in the current window, 0 to 1."""
     ready_at: float = 0.0
-    """When the scarcest limit will have room for one more like the last that asked; 0: now."""
+    """When the scarcest limit will have room for another call like the last one that asked; 0: now."""
     fits: int = 0
-    """Calls of so few tokens find room before."""
+    """Calls of at most this many tokens find room earlier."""
 
 
 class Observed(NamedTuple):
-    """What is known of one endpoint. By default it is healthy and idle."""
+    """What is known about one endpoint. By default it is healthy and idle."""
 
     health: Health = Health()
     metrics: ProviderMetrics = ProviderMetrics()
@@ -227,7 +227,7 @@ class Observed(NamedTuple):
 
 
 class EndpointView(NamedTuple):
-    """One endpoint with everything known of it."""
+    """One endpoint with everything that is known about it."""
 
     endpoint: Endpoint
     health: Health = Health()
@@ -262,4 +262,4 @@ class Snapshot:
     fleet: Fleet
     """Its endpoints are those of `views`, in the same order."""
     estimates: list[Estimate] = field(default_factory=list, repr=False, compare=False)
-    """Of each endpoint, worked out at the first decision for all of them, see `estimate.estimates`."""
+    """See `estimate.estimates`, which fills it at the first decision."""

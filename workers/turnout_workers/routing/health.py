@@ -1,9 +1,9 @@
 """The circuit of an endpoint: closed → open → half open → ramping → closed. Pure policy over shared counts.
 
-Stores only count. After each report the worker asks `after_report` what follows and tells the store; the
-store applies it atomically, with `until = max(old, new)`, so that two workers that decide the same thing at
-once do it once. A 429 is a cooldown, and no verdict on health. An endpoint is judged on its own numbers
-whatever the size of the fleet; a lone one is ejected as well, and its jobs wait.
+Stores only count. After each report the worker asks `after_report` what follows and passes it to the store, which
+applies it atomically, with `until = max(old, new)`: if two workers decide the same thing at the same time, it happens
+once. A 429 is a cooldown and says nothing about health. An endpoint is judged on its own numbers, whatever the size of
+the fleet; a lone one is ejected too, and its jobs wait.
 """
 
 from __future__ import annotations
@@ -16,34 +16,36 @@ from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Circuit, EndpointView, Health
 
 CONSECUTIVE_FAILURES = 4
-"""Failures in a row, over the whole fleet, that open a circuit, in the order in which calls ended. Or one more in that
-in which they began, for an endpoint that breaks may still answer older calls; more, as counting twice finds bad luck
-more often."""
+"""Failures in a row, over the whole fleet, that open a circuit, in the order in which calls ended. In the order in
+which they began, which shows that an endpoint broke though it still answers older calls, it takes one more, because
+counting twice finds bad luck more often."""
 CONSECUTIVE_UNREACHED = 2
-"""The same where nobody answers at all: few successes stand against it, and a needless ejection costs 2 s."""
+"""The same if the endpoint isn't reached at all: there are few successes then, and a needless ejection costs 2 s."""
 CONSECUTIVE_WHEN_BILLED = 2
-"""The same where a failure costs money."""
+"""The same if a failure costs money."""
 ERROR_RATE = 0.6
+"""Error rate above which a circuit opens."""
 ERROR_WEIGHT = 6.0
-"""Error rate above which a circuit opens, and the number of recent outcomes that it takes to believe it."""
+"""Recent outcomes that it takes to believe the error rate."""
 ERROR_MEMORY_S = 20.0
 """Time constant with which stores forget outcomes."""
 EJECTION_S = 2.0
+"""The first ejection. Each further one in a row is twice as long."""
 MAX_EJECTION_S = 10.0
-"""The first ejection, doubled by each further one in a row up to the most: longer only delays the return."""
+"""A longer ejection would only delay the return."""
 JITTER = 0.15
 WELL_S = 60.0
-"""Time without ejection after which the next one counts as the first again."""
+"""Time without an ejection after which the next one counts as the first again."""
 RAMP_S = 8.0
-"""Time after a recovery in which only so many calls may be in flight as `ramp_slots` says."""
+"""Time after a recovery during which `ramp_slots` bounds the calls in flight."""
 RAMP_EXCESS = 1.2
-"""Most calls in a second of a ramp, as a multiple of what a rate limit gives a second."""
+"""Most calls in a second of a ramp, as a multiple of the rate limit per second."""
 HANGING_CALLS = 2
 HANGING_SILENCE_S = 1.5
 EJECTIONS_OF_A_HANG = 2
-"""As how many in a row a first one for hanging counts: a probe that hangs, too, takes seconds to show it."""
+"""A first ejection for hanging counts as this many in a row: if the probe hangs too, that takes seconds to see."""
 LONE_HANG_S = 20.0
-"""Age at which a single overdue call, with no other in flight to compare, counts as a hang."""
+"""Age at which a single overdue call counts as a hang if there is no other in flight to compare it with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Counters:
     consecutive_failures: int
     """In the order in which calls ended."""
     failures_as_begun: int
-    """In the order in which calls began: a success whose call began before these failed ones doesn't end the row."""
+    """In the order in which calls began: the success of a call that began before these doesn't end the run."""
     error_rate: float
     error_weight: float
     """Effective number of outcomes behind `error_rate`."""
@@ -77,11 +79,11 @@ class Recover:
 
 
 PROVES_NOTHING = frozenset({FailureKind.CANCELLED, FailureKind.LOCAL})
-"""Calls that we ended ourselves say nothing, not even that a probe succeeded."""
+"""Calls that we ended ourselves prove nothing, not even that a probe succeeded."""
 
 
 def circuit(health: Health, now: float) -> Circuit:
-    """The state of the circuit at `now`. A cooldown (`cooldown_until`) is none of its business."""
+    """The state of the circuit at `now`. A cooldown isn't part of it."""
     if health.isolated is not None:
         return Circuit.ISOLATED
     if health.disabled is not None:
@@ -96,19 +98,18 @@ def circuit(health: Health, now: float) -> Circuit:
 
 
 def ramp_slots(health: Health, now: float) -> int:
-    """Calls in flight at most while the endpoint ramps, so that a whole fleet's backlog doesn't hit a server that just
-    woke.
+    """The most calls in flight while the endpoint ramps, so that a fleet's backlog doesn't hit a server that just woke.
 
-    As in TCP's slow start, each call that is answered makes room for two; at first for as many as show that it is down
-    again. Where answers are slow, time makes room, too: twice as much each second.
+    As in TCP's slow start, each answer makes room for two calls; at first there is room for as many as would show that
+    it is down again. If answers are slow, time makes room too: twice as much each second.
     """
     return max(1 << math.floor(max(0.0, now - health.recovered_at)), CONSECUTIVE_FAILURES + health.proven)
 
 
 def ramp_pace(requests_per_minute: int, second: int) -> int:
-    """Calls begun in this second of a ramp at most, to the fraction over several seconds."""
-    most = RAMP_EXCESS * requests_per_minute / 60
-    return max(1, math.floor((second + 1) * most) - math.floor(second * most))
+    """The most calls that may begin in this second of a ramp; fractions add up over several seconds."""
+    per_second = RAMP_EXCESS * requests_per_minute / 60
+    return max(1, math.floor((second + 1) * per_second) - math.floor(second * per_second))
 
 
 def ejections_in_a_row(health: Health, now: float) -> int:
@@ -131,30 +132,30 @@ def after_report(
     counts_for_health: bool = True,
     base_s: float = EJECTION_S,
 ) -> Eject | Recover | None:
-    """What follows from one call's outcome, when the store has counted it; `failure` is None for a success.
+    """What follows from one call's outcome, once the store has counted it; `failure` is None for a success.
 
-    The outcome of a call made before an ejection says nothing new and does nothing. A probe that was answered
-    at all, if only by a 429 or by blaming the job, has shown that the endpoint is alive.
+    The outcome of a call made before an ejection says nothing new and changes nothing. A probe that got any answer,
+    even a 429 or one that blames the job, has shown that the endpoint is alive.
     """
     now, kind = counters.at, failure and failure.kind
-    cut = kind is FailureKind.TIMED_OUT and not counts_for_health  # by its own job, or late
-    if cut or kind in PROVES_NOTHING or circuit(health, now) in (Circuit.ISOLATED, Circuit.DISABLED):
+    cut_off = kind is FailureKind.TIMED_OUT and not counts_for_health  # by its own job, or late
+    if cut_off or kind in PROVES_NOTHING or circuit(health, now) in (Circuit.ISOLATED, Circuit.DISABLED):
         return None
     if failure is None or not counts_for_health:
         return Recover() if counters.probe else None
     why = str(kind)
-    if kind is FailureKind.UNAVAILABLE:  # the words are ours: whether name, address or certificate is wrong
+    if kind is FailureKind.UNAVAILABLE:  # our own words: is the name, address or certificate wrong?
         why += f": {failure.message}"
     if counters.probe:
         return _eject(health, now, rng, base_s, f"probe failed: {why}")
     if health.open_until > now or circuit(health, now) is Circuit.HALF_OPEN:
         return None
     enough = CONSECUTIVE_UNREACHED if kind is FailureKind.UNAVAILABLE else CONSECUTIVE_FAILURES
-    if failure.billed is Billed.YES and kind is not FailureKind.EMPTY:  # a few prompts of one caller may all get those
+    if failure.billed is Billed.YES and kind is not FailureKind.EMPTY:  # one caller's prompts may all get empty answers
         enough = CONSECUTIVE_WHEN_BILLED
     if counters.consecutive_failures >= enough or counters.failures_as_begun > enough:
-        row = max(counters.consecutive_failures, counters.failures_as_begun)
-        return _eject(health, now, rng, base_s, f"{row} failures in a row: {why}")
+        in_a_row = max(counters.consecutive_failures, counters.failures_as_begun)
+        return _eject(health, now, rng, base_s, f"{in_a_row} failures in a row: {why}")
     if counters.error_rate > ERROR_RATE and counters.error_weight > ERROR_WEIGHT:
         return _eject(health, now, rng, base_s, f"{counters.error_rate:.0%} of recent calls failed: {why}")
     return None
@@ -165,9 +166,8 @@ def after_watch(
 ) -> Eject | None:
     """Whether calls in flight hang: asked four times a second, long before their timeouts.
 
-    overdue: those of them that their workers report as older than their own hang thresholds.
-    Two calls older than their own thresholds, if they are half of those in flight or if nothing succeeded
-    for 1.5 s; or a lone one that is very old.
+    overdue: calls in flight that their workers report as older than their own hang thresholds. Two of them count as a
+    hang if they are half of those in flight or nothing has succeeded for 1.5 s; a lone one does if it is very old.
     """
     health, load = view.health, view.load
     if circuit(health, now) not in (Circuit.CLOSED, Circuit.RAMPING) or overdue == 0:

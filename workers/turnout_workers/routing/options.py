@@ -1,8 +1,8 @@
-"""Which of the endpoints that match may be called now, which soon, and why the others may not.
+"""Which of the matching endpoints may be called now, which soon, and why the others may not.
 
-Some are held back and used only when nothing else can take the job within a pause: first one that has never answered
-and has its first calls, where another is known to answer; then one that is to be probed by a better suited job; then
-one that is too slow by what its operator says; then those where this job failed; at last one that is full for long.
+Some are held back, and used only if nothing else can take the job within a pause, in this order: one that has never
+answered and already has its first calls, if another is known to answer; one that a better suited job should probe; one
+that is too slow according to its operator; those where this job failed; one that will be full for long.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from turnout_workers.routing.health import circuit
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.strategies import GOLDEN, Option, Row
 
-PAUSE_S = {Lane.INTERACTIVE: 0.5, Lane.STANDARD: 0.5, Lane.BATCH: 3.0}
-"""The longest that a job waits at a time for a better endpoint than those that are free."""
+MAX_PAUSE_S = {Lane.INTERACTIVE: 0.5, Lane.STANDARD: 0.5, Lane.BATCH: 3.0}
+"""The longest single wait for a better endpoint than those that are free."""
 WAITABLE_S = 30.0
-"""A cooldown or full limit longer than this is not waited for while another endpoint is free."""
+"""A longer cooldown or full limit isn't waited for while another endpoint is free."""
 COOLDOWN_SPREAD_S = 3.0
-"""Time over which waiting jobs return after a cooldown."""
+"""Waiting jobs return over this time after a cooldown."""
 PROBE_AGAIN_S = 1.0
+"""When to look again while a probe is in flight."""
 PROBE_OVERDUE_S = 30.0
-"""A probe is a job that no person waits for, or any that would rather go there once none has come for so long."""
+"""A probe is a job that no person waits for, or after this time any job that prefers the endpoint."""
 BELIEVED_S = 60.0
-"""Age up to which an observed latency can exclude an endpoint from a job with `max_latency_s`."""
+"""Up to this age, an observed latency can exclude an endpoint from a job with `max_latency_s`."""
 
 Why = tuple[Reason, str, float | None]
-"""Why an endpoint is no candidate, in words, and until when, if that is known."""
+"""Why an endpoint isn't a candidate, in words, and until when, if that is known."""
 HELD_BACK = (Reason.UNPROVEN, Reason.PROBING, Reason.SLOW, Reason.TRIED, Reason.FULL)
-"""In the order in which they are used after all."""
+"""In the order in which they are used if nothing else is left."""
 
 
 class Options:
-    """The options of one job: those to rank, and exclusions for all others that match."""
+    """The options of one job: those to rank, and exclusions for all other endpoints that match."""
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class Options:
         self._fits_everywhere = found.fits_everywhere(job)
         self._longest_s = job.constraints.max_latency_s or math.inf
         self.exclusions: list[Exclusion] = []
-        """Why endpoints that match can't be called now, or aren't fit for a job of this size."""
+        """Why endpoints that match can't be called now, or are unfit for this job."""
         self.any_busy = False
         self._held_back: dict[Reason, list[tuple[Option, str]]] = {}
         self.usable = self._consider(estimates)
@@ -67,23 +68,23 @@ class Options:
 
     def _consider(self, estimates: Sequence[Estimate]) -> list[Row]:
         job = self.job
-        given, out, longest = job.expected_input_tokens, job.expected_output_tokens, self._longest_s
-        careful = not self._fits_everywhere or bool(self.tried) or bool(self.over_ceiling)
+        input_tokens, output_tokens, longest_s = job.expected_input_tokens, job.expected_output_tokens, self._longest_s
+        look_at_all = not self._fits_everywhere or bool(self.tried) or bool(self.over_ceiling)
         usable: list[Row] = []
         for position in self.match.positions:
             estimate = estimates[position]
-            ttft, pace, p_in, p_out, special, _, _, _, _ = estimate
-            latency = ttft + out * pace
+            ttft_s, s_per_token, input_price, output_price, needs_a_look, _, _, _, _ = estimate
+            latency_s = ttft_s + output_tokens * s_per_token
             if job.images:
-                given = job.input_at(estimate.view.endpoint.image_rule).expected
-            cost = given * p_in + out * p_out
-            if not (special or careful or latency > longest):
-                usable.append((0.0, latency, cost, False, estimate))
+                input_tokens = job.input_at(estimate.view.endpoint.image_rule).expected
+            cost = input_tokens * input_price + output_tokens * output_price
+            if not (needs_a_look or look_at_all or latency_s > longest_s):
+                usable.append((0.0, latency_s, cost, False, estimate))
                 continue
-            option, state = Option(0.0, latency, cost, False, estimate), Circuit.CLOSED
-            if special:
+            option, state = Option(0.0, latency_s, cost, False, estimate), Circuit.CLOSED
+            if needs_a_look:
                 state = circuit(estimate.view.health, self.now)
-                option = self._as_it_is(option, state)
+                option = self._with_wait_and_probe(option, state)
             if barred := self._barred(option, state):
                 self.exclusions.append(Exclusion(estimate.view.endpoint.id, *barred))
             elif unwanted := self._unwanted(option):
@@ -92,28 +93,28 @@ class Options:
                 usable.append(option)
         return usable
 
-    def _as_it_is(self, option: Option, state: Circuit) -> Option:
-        """With its wait, and as a probe if it is one."""
+    def _with_wait_and_probe(self, option: Option, state: Circuit) -> Option:
+        """The option with its wait, and marked as a probe if it is one."""
         job, now, estimate = self.job, self.now, option.estimate
         view, health = estimate.view, estimate.view.health
         ready_at = health.cooldown_until
         if job.charged_at(view.endpoint.image_rule) > view.load.fits:
             ready_at = max(ready_at, view.load.ready_at)
-        if health.cooldown_until > now:  # those who wait come back one by one: the first may be told to wait again
+        if health.cooldown_until > now:  # waiting jobs return one by one: the first may be asked to wait again
             chance = (self.seed / 2**32 + estimate.position * GOLDEN) % 1
             ready_at = max(ready_at, health.cooldown_until + chance * COOLDOWN_SPREAD_S)
-        if all_slots_taken(view):  # about when one of its calls will end
+        if all_slots_taken(view):  # one of its calls will end about then
             ready_at = max(ready_at, now + option.latency_s / view.load.in_flight)
         if ready_at > now:
             option, self.any_busy = option._replace(wait_s=ready_at - now), True
         if state is Circuit.HALF_OPEN:
-            # Without its error rate, which is of the past: what it is like now is what a probe is to find out.
+            # Without its past error rate: the probe is to find out the present one.
             odds = estimate.odds._replace(error_rate=0.0, tries=1.0)
             option = option._replace(probe=True, estimate=estimate._replace(odds=odds))
         return option
 
     def _barred(self, option: Option, state: Circuit) -> Why | None:
-        """Why it may not take the job now."""
+        """Why the endpoint may not take the job now."""
         job, now, view = self.job, self.now, option.estimate.view
         health = view.health
         if not self._fits_everywhere and (why := unfit(job, view.endpoint)):
@@ -129,26 +130,25 @@ class Options:
         if state is Circuit.OPEN:
             return Reason.OPEN, f"ejected: {health.ejection_reason}", health.open_until
         if state is Circuit.HALF_OPEN and health.probing:
-            return Reason.PROBING, "a probe is on its way", now + PROBE_AGAIN_S
+            return Reason.PROBING, "a probe is in flight", now + PROBE_AGAIN_S
         if state in (Circuit.DISABLED, Circuit.ISOLATED):
             return Reason(state.value), f"{state}: {health.why}", None
         return None
 
     def _unwanted(self, option: Option) -> tuple[Reason, str] | None:
-        """Why another one is to take the job, if any can."""
+        """Why another endpoint should take the job, if one can."""
         job, now, view = self.job, self.now, option.estimate.view
         if option.wait_s > WAITABLE_S:
             return why_busy(option, now)[:2]
         if view.endpoint.id in self.tried:
             return Reason.TRIED, "this job failed there a moment ago"
         if option.probe and job.constraints.lane is Lane.INTERACTIVE and now - view.health.open_until < PROBE_OVERDUE_S:
-            return Reason.PROBING, "to be probed by a job that nobody waits for"
-        if option.latency_s > self._longest_s:
-            told = (view.endpoint.expected_ttft_s, view.endpoint.expected_s_per_token)
-            if None not in told:
-                return Reason.SLOW, self._slowness(option)
+            return Reason.PROBING, "to be probed by a job that no person waits for"
+        configured = (view.endpoint.expected_ttft_s, view.endpoint.expected_s_per_token)
+        if option.latency_s > self._longest_s and None not in configured:
+            return Reason.SLOW, self._slowness(option)
         if is_unproven(view) and not option.probe:
-            return Reason.UNPROVEN, f"has {view.load.in_flight} calls, and has never answered"
+            return Reason.UNPROVEN, f"has {view.load.in_flight} calls in flight and has never answered"
         return None
 
     def _slowness(self, option: Option) -> str:
@@ -156,16 +156,16 @@ class Options:
 
     def _add_held_back(self) -> None:
         for reason in HELD_BACK:
-            held_back, silent = self._held_back.get(reason, []), reason is Reason.UNPROVEN
-            within_s = math.inf if reason is Reason.FULL else PAUSE_S[self.job.constraints.lane]
+            held_back, unproven = self._held_back.get(reason, []), reason is Reason.UNPROVEN
+            within_s = math.inf if reason is Reason.FULL else MAX_PAUSE_S[self.job.constraints.lane]
             soon = [estimate for wait_s, *_, estimate in self.usable if wait_s <= within_s]
-            if any(not silent or estimate.view.metrics.latency_samples for estimate in soon):
+            if any(not unproven or estimate.view.metrics.latency_samples for estimate in soon):
                 for option, text in held_back:
                     until = self.now + option.wait_s if option.wait_s else None
                     self.exclusions.append(Exclusion(option.estimate.view.endpoint.id, reason, text, until))
             else:
                 self.usable += [option for option, _ in held_back]
-        # As a record's, from which a decision is repeated: in turn goes by it.
+        # In the fleet's order, as in a logged decision that is repeated: round robin depends on it.
         self.usable.sort(key=lambda row: row[-1].position)
 
 

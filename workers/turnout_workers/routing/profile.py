@@ -1,4 +1,4 @@
-"""What the router knows of a job: its requirements, its size, its urgency and its past. Never its prompt."""
+"""What the router knows about a job: its requirements, size, urgency and past. Never its prompt."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from turnout.request import Capability, InferenceRequest, Quality, RoutingConstr
 from turnout_workers.routing.images import Image, ImageRule, Tokens, image_tokens, images_of
 
 USUAL_OUTPUT_TOKENS = 256
-"""Expected answer of a job that doesn't limit it; of one that does, half its limit if that is less."""
+"""Expected answer of a job without a limit; with a limit, half of it if that is less."""
 MAX_OUTPUT_TOKENS = 4096
 """Upper estimate of an answer that neither the job nor the endpoint limits."""
 TEMPLATE_TOKENS = 100
-"""Upper estimate of what a chat's template adds, such as gpt-oss's own system prompt, or the words about a schema."""
+"""Upper estimate of what a chat template adds, such as gpt-oss's own system prompt or the words about a schema."""
 TOOLS_TOKENS = 600
-"""Upper estimate of the system prompt that tools bring with them: Claude's takes 159 to 530, by its price list."""
+"""Upper estimate of the system prompt that comes with tools: Claude's has 159 to 530, by its price list."""
 MARK_TOKENS = 2
-"""What marks the beginning and the end of a text to embed, in models like BERT."""
+"""Marks of the beginning and the end of a text to embed, in models like BERT."""
 _SMALL_LETTERS = bytes(ord("a") if chr(byte) in ascii_lowercase else 0 for byte in range(256))
-"""For `bytes.translate`: each of them becomes an `a`, and any other byte none."""
+"""For `bytes.translate`: small letters become `a`, all other bytes don't."""
 
 NO_CONSTRAINTS = RoutingConstraints()
 
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """What an endpoint must be, whatever the job's size: equal requirements match the same endpoints."""
+    """What an endpoint must be, whatever the job's size. Equal requirements match the same endpoints."""
 
     models: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
@@ -37,16 +37,16 @@ class Requirements:
     no_training: bool = False
     zero_retention: bool = False
     embeds: bool = False
-    """Texts are to be embedded, so that a model which does nothing else will do."""
+    """Texts are to be embedded, so a model that does nothing else will do."""
     capabilities: frozenset[Capability] = frozenset()
     min_context_tokens: int | None = None
     min_quality: Quality | None = None
     max_input_usd_per_mtok: float | None = None
     max_output_usd_per_mtok: float | None = None
     priced: bool = False
-    """The price must be known, for there is a ceiling on what the job may cost."""
+    """The price must be known, because there is a ceiling on what the job may cost."""
     unsuited: frozenset[str] = frozenset()
-    """Endpoints that have shown that they can't do this very job."""
+    """Endpoints that have shown that they can't do this job."""
     pinned: str | None = None
     """The one endpoint that was chosen for a job without fallback."""
 
@@ -64,33 +64,33 @@ class JobProfile:
     """The job's own limit; None: whatever the endpoint allows."""
     expected_output_tokens: int = USUAL_OUTPUT_TOKENS
     constraints: RoutingConstraints = NO_CONSTRAINTS
-    """What is the job's own: lane, strategy, order, ceilings. What an endpoint must be is in `requirements`."""
+    """The job's own: lane, strategy, order, ceilings. What an endpoint must be is in `requirements`."""
     deadline: float | None = None
     timeout_s: float | None = None
     spent_microusd: int = 0
     """Spent, or perhaps spent, by earlier attempts."""
     waiting_since: float | None = None
-    """When it was parked first after its last call; None: it was not."""
+    """When it was first parked after its last call; None: it wasn't."""
     failures: Mapping[str, int] = field(default_factory=dict)
     """How often this job failed, by endpoint id."""
 
     def input_at(self, rule: ImageRule) -> Tokens:
-        """Input tokens, images and all, where images are counted by this rule."""
+        """Input tokens including images, which are counted by this rule."""
         if not self.images:
             return Tokens(self.expected_input_tokens, self.input_tokens)
         images = image_tokens(rule, self.images)
         return Tokens(self.expected_input_tokens + images.expected, self.input_tokens + images.upper)
 
     def charged_at(self, rule: ImageRule) -> int:
-        """What a call takes of rate limits until it is known."""
+        """What a call is charged against rate limits until its usage is known."""
         output = self.expected_output_tokens if self.output_tokens is None else self.output_tokens
         return self.input_at(rule).upper + output
 
     @property
     def cost_left_microusd(self) -> float:
         """What may still be spent under the job's ceiling; infinite without one."""
-        most = self.constraints.max_cost_microusd
-        return math.inf if most is None else most - self.spent_microusd
+        ceiling = self.constraints.max_cost_microusd
+        return math.inf if ceiling is None else ceiling - self.spent_microusd
 
     @classmethod
     def of(
@@ -105,9 +105,9 @@ class JobProfile:
         pinned: str | None = None,
         priced: bool = False,
     ) -> JobProfile:
-        """The profile of a request. deadline: as it was fixed when the job was accepted, if it was.
+        """The profile of a request. deadline: as fixed when the job was accepted, if it has one.
 
-        priced: a ceiling that isn't the job's own, such as its tenant's, needs to know what it costs.
+        priced: a ceiling that isn't the job's own, such as its tenant's, requires a known price.
         """
         constraints = request.constraints
         upper, expected = estimate_input_tokens(request)
@@ -146,11 +146,11 @@ class JobProfile:
 
 
 def estimate_input_tokens(request: InferenceRequest) -> tuple[int, int]:
-    """Upper and expected number of input tokens, from the bytes of the text, with 8 a message and the tools' JSON;
-    images are `images_of`.
+    """Upper and expected number of input tokens, from the bytes of the text and the tools' JSON, with 8 per message.
+    Images are counted elsewhere, see `images_of`.
 
-    Expected: English takes about one for four bytes. Upper: one for two small letters side by side and for any other
-    byte, as a digit may take, or a byte of a rare script; and what the provider adds unseen.
+    Expected: one per four bytes, as in English. Upper: one per two adjacent small letters and one per other byte, which
+    a digit or a rare script may take; and what the provider adds unseen.
     """
     messages, texts = request.messages or (), [request.prompt or "", *request.texts]
     for message in messages:
