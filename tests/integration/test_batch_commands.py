@@ -179,7 +179,7 @@ def test_a_chunk_that_is_fed_twice_is_noted_once(stand: Stand, tmp_path: Path) -
     chunk = stand.client.lindex(stand.ledger.keys.batch_input(id), 0)
     assert isinstance(chunk, bytes)
     jobs = chunk_jobs(chunk, id, Keyring())
-    assert run(stand.client, [stand.ledger.fed(id, 0, len(jobs))]) == [True]
-    assert run(stand.client, [stand.ledger.fed(id, 0, len(jobs))]) == [False]
+    assert run(stand.client, [stand.ledger.finish_chunk(id, 0, len(jobs))]) == [True]
+    assert run(stand.client, [stand.ledger.finish_chunk(id, 0, len(jobs))]) == [False]
     assert stand.client.hget(stand.ledger.keys.batch(id), "fed") == b"3"
     assert time.time() - Batches(stand.client, stand.ledger).record(id).submitted_at < 60

@@ -167,5 +167,5 @@ def test_a_job_leaves_room_for_a_larger_one_that_has_waited_long_in_its_lane(tmp
             if waited_s:
                 progress = Progress(deferrals=1, waiting_since=time.time() - waited_s)
                 stand.client.hset(stand.ledger.keys.job(name), "progress", progress.to_json())
-            run(stand.client, [stand.ledger.bring(name)])
+            run(stand.client, [stand.ledger.publish_turn(name)])
             stand.until(lambda name=name, becomes=becomes: stand.outcomes([name]) == {becomes: 1})

@@ -224,7 +224,7 @@ def test_all_that_wait_in_line_for_a_provider_that_is_taken_out_of_the_configura
         told = stand.config.read_text()
         stand.config.write_text(told.replace("providers.one", "providers.another"))
         stand.start_worker()
-        run(stand.client, [stand.ledger.hasten()])
+        run(stand.client, [stand.ledger.make_groups_due()])
         stand.until(lambda: stand.settled() == len(ids), 60)  # one by one, 5 s apart, it would take more than 3 minutes
         assert {r.error.code for r in stand.results(ids) if r and r.error} == {"refused"}
 

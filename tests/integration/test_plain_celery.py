@@ -433,7 +433,7 @@ def test_a_job_for_later_outlives_its_worker_and_is_not_begun_before(app: Celery
     sent = infer(app).apply_async(countdown=3)
     # Done already is one that this process has looked at too late, which is no fault of the worker's.
     stand.until(lambda: stand.outcomes([sent.id]) in ({"delayed": 1}, {"succeeded": 1}), LIMIT_S)
-    run(stand.client, [stand.ledger.hasten()])  # as a change of the configuration does
+    run(stand.client, [stand.ledger.make_groups_due()])  # as a change of the configuration does
     for worker in stand.workers:
         worker.kill()
         worker.wait()

@@ -56,7 +56,7 @@ class Infer(AsyncTask):
             return _outcome(end.result, partial(worker.celery_jobs.stored, end.result))
         if ended is not None:
             outcome = _outcome(ended.result, ended.stored)
-            if ended.unheard and not isinstance(outcome, Cancelled):  # Celery calls nothing for a revoked task
+            if ended.untold and not isinstance(outcome, Cancelled):  # Celery calls nothing for a revoked task
                 return outcome
             raise Ended(outcome)
         raise Ignore(end.note) if end.how == "skipped" else MovedOn(end.note)

@@ -118,7 +118,7 @@ class Batches:
 
     def resume(self, id: str) -> None:
         self._move(id, State.FEEDING, State.PAUSED, State.FEEDING)
-        run(self._client, [self._ledger.hasten()])
+        run(self._client, [self._ledger.make_groups_due()])
 
     def cancel(self, id: str) -> int:
         """Feed no more, and cancel what is queued, parked or in flight. Returns how many jobs that were."""

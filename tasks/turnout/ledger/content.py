@@ -13,13 +13,13 @@ from turnout.result import JobResult
 from turnout.value import compact_json
 
 CONTENT = {"text", "tool_calls", "refusal", "reasoning_content", "embeddings"}
-"""Of a response, what is sealed. The rest tells who answered, when, and for how much."""
+"""Fields of a response that are sealed. The others say who answered, when, and for how much."""
 RESULT = ("result", "settled_ms", "accepted_ms", "progress", "metadata")
-"""Fields of a job's record that make its result. The first is missing where Celery's record has it: of a success."""
+"""Fields of a job's record that make its result. For a success the first is missing, because Celery's record has it."""
 
 
-def place(job_id: str, part: str) -> str:
-    """The name of a part of a job's content: what is sealed under it can be opened under no other."""
+def content_name(job_id: str, part: str) -> str:
+    """The name of a part of a job's content, under which it is sealed: it can't be opened under another."""
     return f"{part} of job {job_id}"
 
 
@@ -29,15 +29,15 @@ def write_result(result: JobResult, keyring: Keyring) -> str:
         return result.model_dump_json(exclude_defaults=True)
     stored = result.model_dump(mode="json", exclude_defaults=True, exclude={"response": CONTENT})
     content = result.response.model_dump_json(exclude_defaults=True, include=CONTENT).encode()
-    stored["response"]["sealed"] = b64encode(keyring.seal(place(result.id, "answer"), content)).decode()
+    stored["response"]["sealed"] = b64encode(keyring.seal(content_name(result.id, "answer"), content)).decode()
     return compact_json(stored)
 
 
 def open_result(stored: dict[str, Any], job_id: str, keyring: Keyring | None) -> JobResult:
-    """Read a result's JSON. Without a keyring, what is sealed is left out. Raises Unreadable."""
+    """Read a result's JSON. Without a keyring, sealed content is left out. Raises Unreadable."""
     response = stored.get("response")
     if response and (sealed := response.pop("sealed", None)) and keyring is not None:
-        response |= json.loads(keyring.open(place(job_id, "answer"), b64decode(sealed)))
+        response |= json.loads(keyring.open(content_name(job_id, "answer"), b64decode(sealed)))
     return JobResult.model_validate_json(json.dumps(stored))
 
 
@@ -50,14 +50,14 @@ def read_result(reply: Sequence[bytes | None], job_id: str, keyring: Keyring | N
     stored.setdefault("accepted_at", int(accepted_ms or 0) / 1000)
     stored.setdefault("settled_at", int(settled_ms or 0) / 1000)
     if metadata and keyring is not None:
-        stored["metadata"] = json.loads(keyring.open(place(job_id, "metadata"), metadata))
+        stored["metadata"] = json.loads(keyring.open(content_name(job_id, "metadata"), metadata))
     if progress:
-        known = json.loads(progress)
-        attempts = known.get("attempts", [])
+        counts = json.loads(progress)
+        attempts = counts.get("attempts", [])
         stored |= {
             "attempts": attempts,
-            "failovers": known.get("failovers", 0),
-            "deferrals": known.get("deferrals", 0),
+            "failovers": counts.get("failovers", 0),
+            "deferrals": counts.get("deferrals", 0),
             "cost_microusd": sum(attempt.get("cost_microusd", 0) for attempt in attempts),
             "unsure_microusd": sum(attempt.get("unsure_microusd", 0) for attempt in attempts),
         }
@@ -65,7 +65,7 @@ def read_result(reply: Sequence[bytes | None], job_id: str, keyring: Keyring | N
 
 
 def _stored(text: bytes) -> Any:
-    """The result's JSON, of a record of the ledger's or of Celery's."""
+    """The result's JSON, from a record of the ledger or of Celery."""
     stored = json.loads(text)
     return stored["result"] if "task_id" in stored else stored
 
@@ -75,20 +75,20 @@ class TakenEnd:
     """How a job has ended, for a worker that has a message of it."""
 
     result: JobResult
-    """Without what is sealed."""
-    unheard: bool
-    """Nobody has told Celery: this worker is to."""
+    """Without sealed content."""
+    untold: bool
+    """Celery hasn't been told: this worker must do it."""
     text: bytes = field(repr=False)
 
     def stored(self) -> Any:
-        """The result as it lies in Redis."""
+        """The result as stored in Redis."""
         return _stored(self.text)
 
 
 def read_end(reply: Sequence[Any], job_id: str) -> TakenEnd | None:
-    unheard, *values = reply
+    untold, *values = reply
     result = read_result(values, job_id, None)
-    return None if result is None else TakenEnd(result, bool(unheard), values[0])
+    return None if result is None else TakenEnd(result, bool(untold), values[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +101,17 @@ class Piece:
     text: str | None
     """None: the call begins here."""
     ends: bool = False
-    """The job has ended; there is no more."""
+    """The job has ended; nothing follows."""
 
 
 def read_pieces(reply: list[tuple[bytes, dict[bytes, bytes]]], job_id: str, keyring: Keyring) -> list[Piece]:
-    found = []
+    pieces = []
     for entry, fields in reply:
         call, text = fields.get(b"call", b"").decode(), fields.get(b"text")
         if (sealed := fields.get(b"sealed")) is not None:
-            text = keyring.open(place(job_id, f"call {call}"), sealed)
-        found.append(Piece(entry.decode(), call, None if text is None else text.decode(), b"end" in fields))
-    return found
+            text = keyring.open(content_name(job_id, f"call {call}"), sealed)
+        pieces.append(Piece(entry.decode(), call, None if text is None else text.decode(), b"end" in fields))
+    return pieces
 
 
 class DueWebhook(NamedTuple):

@@ -1,4 +1,4 @@
-"""What goes into the ledger and what comes out of it."""
+"""What goes into the ledger, and what comes out of it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pydantic import BeforeValidator, ConfigDict, Field, InstanceOf, ValidationE
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from turnout.errors import Unreadable
-from turnout.ledger.content import place
+from turnout.ledger.content import content_name
 from turnout.ledger.sealing import Keyring
 from turnout.request import InferenceRequest, Lane
 from turnout.value import Value
 
 LIVE = frozenset({"queued", "delayed", "leased", "calling"})
-"""States of a job that is not settled."""
+"""States of a job that isn't settled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +32,17 @@ class NewJob:
     fingerprint: str
     batch: str | None = None
     embed: str | None = field(default=None, repr=False)
-    """Callbacks and the like, as JSON, of a job that a plain Celery app has sent."""
+    """Callbacks and the like, as JSON, if a plain Celery app has sent the job."""
     stream: bool = False
     webhook: str | None = None
     trace: str | None = None
     """The submitter's W3C trace context: `traceparent`, and on a second line `tracestate`."""
     publish: bool = True
-    """False: there is a message already."""
+    """False: it has a message already."""
 
     @classmethod
     def of(cls, job_id: str, request: InferenceRequest, payload: str | None = None, **options: Any) -> Self:
-        """The job that a request asks for. payload: its canonical JSON, if that is known. Options: other fields."""
+        """A job from a request. payload: its canonical JSON, if at hand. options: other fields."""
         payload = payload or request.canonical_json()
         fingerprint = hashlib.sha256(payload.encode()).hexdigest()[:32]
         return cls(job_id, request, payload, fingerprint, **options)
@@ -53,20 +53,20 @@ class Intake(StrEnum):
     DUPLICATE = "duplicate"
     """The same job was accepted before: nothing was done."""
     CONFLICT = "conflict"
-    """The id belongs to a job of other content."""
+    """The id belongs to a job with other content."""
     CANCELLED = "cancelled"
     """Its detached batch was cancelled."""
     FULL = "full"
-    """Redis is short of memory; what was accepted must be settled first."""
+    """Redis is short of memory; accepted jobs must be settled first."""
     EXPIRED = "expired"
-    """The deadline has passed already."""
+    """The deadline has already passed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Enqueued:
     outcome: Intake
     state: str
-    """Of the job now; empty if it was not accepted."""
+    """The job's current state; empty if it was not accepted."""
 
 
 Seconds = Annotated[float, BeforeValidator(lambda ms: int(ms) / 1000)]
@@ -84,12 +84,12 @@ CLAIMED = ("accepted_ms", "deadline_ms", "progress", "tenant", "batch", "lane", 
 class Claimed:
     """A job that is this worker's until its lease ends. Times are Unix seconds on Redis's clock.
 
-    A dataclass with slots, for a worker holds thousands at a time: a pydantic model takes seven times the memory.
+    A dataclass with slots, because a worker holds thousands at a time: a pydantic model takes seven times the memory.
     """
 
     token: int
     request: InferenceRequest | InstanceOf[Unreadable] | InstanceOf[ValidationError]
-    """Or why it can't be read: it was changed in Redis."""
+    """Or the error if it can't be read, because it was changed in Redis."""
     accepted_at: Seconds = Field(validation_alias="accepted_ms")
     deadline: Annotated[float | None, BeforeValidator(lambda ms: int(ms) / 1000 or None)] = Field(
         None, validation_alias="deadline_ms"
@@ -102,15 +102,15 @@ class Claimed:
     trace: str | None = None
     queued_for_s: float
     next_in_turn: str | None
-    """Another job of its tenant whose turn has come: `bring` it."""
+    """Another job of its tenant, which has got the turn: see `Ledger.publish_turn`."""
     any_parked: bool
-    """Whether there are parked jobs, which perhaps wait for the same thing as this one."""
+    """Whether there are parked jobs, which may wait for the same thing as this one."""
 
 
 @dataclass(frozen=True, slots=True)
 class NotClaimed:
-    """Why a job can't be claimed: the state it is in, or `none`. With `unknown_version` and `unknown_key` it is left as
-    it is, for workers that can read it."""
+    """Why a job can't be claimed: its state, or `none`. With `unknown_version` and `unknown_key` it is left to workers
+    that can read it."""
 
     state: str
     key: str = ""
@@ -120,25 +120,25 @@ class NotClaimed:
 def read_claim(reply: list[Any], job_id: str, keyring: Keyring) -> Claimed | NotClaimed:
     if reply[0] != b"claimed":
         return NotClaimed(*(part.decode() for part in reply))
-    _, token, waited_ms, after, any_parked, values = reply
+    _, token, waited_ms, next_in_turn, any_parked, values = reply
     record: dict[str, Any] = _present(CLAIMED, values)
     payload = record.pop("payload")
     try:
-        record["request"] = InferenceRequest.model_validate_json(keyring.open(place(job_id, "request"), payload))
+        record["request"] = InferenceRequest.model_validate_json(keyring.open(content_name(job_id, "request"), payload))
     except (Unreadable, ValidationError) as error:
         record["request"] = error
-    now = {"token": token, "queued_for_s": waited_ms / 1000, "next_in_turn": after or None, "any_parked": any_parked}
-    return Claimed(**record, **now)
+    record |= {"token": token, "queued_for_s": waited_ms / 1000}
+    return Claimed(**record, next_in_turn=next_in_turn or None, any_parked=any_parked)
 
 
 class Ending(StrEnum):
     SETTLED = "settled"
     SALVAGED = "salvaged"
-    """It was a success, of an attempt that had lost its lease."""
+    """It was a success, by an attempt that had lost its lease."""
     REPEATED = "repeated"
     """The same attempt has settled the job before."""
     DUPLICATE = "duplicate"
-    """Another attempt has settled the job before: this result is not kept."""
+    """Another attempt has settled the job before: this result is dropped."""
     FENCED = "fenced"
     """Another attempt has the job now."""
     REFUSED = "refused"
@@ -149,7 +149,7 @@ class Ending(StrEnum):
 class Settlement:
     outcome: Ending
     state: str
-    """The job's, before this."""
+    """The job's state before this."""
 
     @property
     def accepted(self) -> bool:

@@ -1,7 +1,7 @@
-"""The Celery message of a job: protocol 2, as kombu's Redis transport wants it, with no prompt in it.
+"""The Celery message of a job: protocol 2, as kombu's Redis transport expects it, without the prompt.
 
-The scripts in `lua/` push it in the same step in which they queue the job, and fill in what stands in angle brackets
-(`shared.lua`). Callbacks and the like that a plain Celery app has sent with a job are put into each of its messages.
+The scripts in `lua/` push it in the same step in which they queue the job, and fill in the marks in angle brackets
+(`shared.lua`). Callbacks and the like that a plain Celery app sent with a job are put into each of its messages.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import json
 
 TASK = "turnout.infer"
 ORIGIN = "turnout"
-"""Who has published it: the ledger, and no app."""
+"""The publisher: the ledger, not an app."""
 
 TEMPLATE = json.dumps(
     {
         "headers": {
-            "place": "<place>",
+            "place": "<position>",  # on the lane's list, see `shared.lua`
             "lang": "py",
             "task": TASK,
             "id": "<id>",
             "root_id": "<id>",
             "retries": "<retries>",
-            # What Flower and Celery's events show.
+            # Shown by Flower and in Celery's events.
             "argsrepr": "<lane> · <label>",
             "origin": ORIGIN,
             "ignore_result": True,
@@ -39,7 +39,7 @@ TEMPLATE = json.dumps(
     separators=(",", ":"),
     ensure_ascii=False,
 )
-"""A JSON text with marks in it. Two of them stand for numbers, and lose their quotes."""
+"""JSON with marks. Two of them stand for numbers, and lose their quotes."""
 
-for _number in ("place", "retries"):
+for _number in ("position", "retries"):
     TEMPLATE = TEMPLATE.replace(f'"<{_number}>"', f"<{_number}>")

@@ -136,7 +136,7 @@ class Bed:
         return self(self.ledger.settle(token, ended(job_id, status, token), None, KEPT_S, **more))
 
     def fail_over(self, token: int, job_id: str = "a") -> None:
-        assert self(self.ledger.requeue(job_id, token, "p", {"event": "failed_over"}, retries=1))
+        assert self(self.ledger.requeue(job_id, token, "p", {"event": "failed_over"}, failovers=1))
 
     def hand_back(self, token: int, job_id: str = "a") -> None:
         assert self(self.ledger.requeue(job_id, token, "p", {"event": "handed_back"}))
@@ -193,15 +193,15 @@ class Bed:
             case "renew":
                 return ledger.renew([(job_id, token)], TTL / 1000)
             case "fail_over":
-                return ledger.requeue(job_id, token, "over", {"event": "failed_over"}, retries=1)
+                return ledger.requeue(job_id, token, "over", {"event": "failed_over"}, failovers=1)
             case "release":
                 return ledger.requeue(job_id, token, "over", {"event": "handed_back"})
-            case "defer":
-                return ledger.defer(job_id, token, WAIT / 1000, "parked", {"event": "deferred"})
+            case "park":
+                return ledger.park(job_id, token, WAIT / 1000, "parked", {"event": "deferred"})
             case "succeed" | "fail" | "succeed_late" | "fail_late":
                 how, _, late = step.name.partition("_")
                 status = JobStatus.SUCCEEDED if how == "succeed" else JobStatus.FAILED
-                return ledger.settle(token, ended(job_id, status, token), None, KEPT_S, late=bool(late))
+                return ledger.settle(token, ended(job_id, status, token), None, KEPT_S, from_spool=bool(late))
             case "take_end":
                 return replace(ledger.take_end(job_id), decode=lambda reply: bool(reply[0]))  # not how: see `DUMP`
             case "cancel":

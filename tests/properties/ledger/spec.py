@@ -111,7 +111,7 @@ def _release(job: Job, token: int, now: int) -> After:
     return _queued(job, True, progress="over") if _ours(job, token) else After(False, job)
 
 
-def _defer(job: Job, token: int, now: int) -> After:
+def _park(job: Job, token: int, now: int) -> After:
     if not _ours(job, token):
         return After(False, job)
     return After(True, replace(job, state="delayed", lease=None, due=now + WAIT, progress="parked"))
@@ -197,7 +197,7 @@ RULES: dict[str, Callable[[Job, int, int], After]] = {
     "renew": _renew,
     "fail_over": _fail_over,
     "release": _release,
-    "defer": _defer,
+    "park": _park,
     "succeed": _settle("succeeded"),
     "fail": _settle("failed"),
     "succeed_late": _settle("succeeded", late=True),
@@ -209,5 +209,5 @@ RULES: dict[str, Callable[[Job, int, int], After]] = {
     "sweep": _sweep,
     "wake": _wake,
 }
-BY_TOKEN = ("begin", "renew", "fail_over", "release", "defer", "succeed", "fail", "succeed_late", "fail_late")
+BY_TOKEN = ("begin", "renew", "fail_over", "release", "park", "succeed", "fail", "succeed_late", "fail_late")
 """Steps that a worker does with its token; all others are anybody's."""

@@ -40,7 +40,7 @@ from turnout.ledger import Ledger
 
 JOBS = ("a", "b")
 ANYBODY = ("enqueue", "claim", "cancel", "sweep", "give_up", "wake")
-WORKER = ("begin", "fail_over", "defer", "succeed", "fail")
+WORKER = ("begin", "fail_over", "park", "succeed", "fail")
 KEEPER = ("republish", "replay", "purge")
 AT_FRONT = ("fail_over", "sweep", "wake")
 MISSING_MS = 1
@@ -178,7 +178,7 @@ def walk(bed: Bed, most: int, lane: Sequence[str] = ()) -> tuple[int, int]:
     """
     ledger = bed.ledger
     load, dump = bed.client.script_load(LOAD), bed.client.script_load(DUMP)
-    look = ledger.lost(LANE, START + 1, 9)
+    look = ledger.without_message(LANE, START + 1, 9)
     calls = [bed.operation(Step(name, 1)) for name in (*ANYBODY, *WORKER)]
     for call in (*calls, look, ledger.republish("a", 0, 0), ledger.replay("a"), ledger.purge(["a"])):
         bed.client.script_load(call.script.source)

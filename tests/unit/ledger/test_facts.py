@@ -35,18 +35,18 @@ def fetch(bed: Bed) -> object:
 def housekeep(bed: Bed) -> list[str]:
     """A look for lost messages, some time after the last one; the ids published again."""
     before = bed.front
-    bed.front, missing = bed(bed.ledger.lost(LANE, before, 100))
+    bed.front, missing = bed(bed.ledger.without_message(LANE, before, 100))
     return [job_id for job_id in missing if bed(bed.ledger.republish(job_id, before, LOST_S))]
 
 
 def missing(bed: Bed, lane: Lane = LANE, before: int = 0) -> list[str]:
     """The jobs that seem to have no message at this moment; of those before this place, if one is given."""
-    _, found = bed(bed.ledger.lost(lane, before or bed.now, 10))
+    _, found = bed(bed.ledger.without_message(lane, before or bed.now, 10))
     return list(found)
 
 
 def sweep(bed: Bed) -> str:
-    fate: str = bed(bed.ledger.sweep("a", death=3, poison=9))
+    fate: str = bed(bed.ledger.sweep("a", points_if_dead=3, poison_from=9))
     return fate
 
 
@@ -354,7 +354,7 @@ def test_a_claim_that_is_sent_again_for_want_of_a_reply_is_the_same_claim(bed: B
     of_another = bed.ledger.claim("a", "other", 30)
     of_the_same_number = (*of_another.command[:-1], claim.command[-1])
     assert bed(replace(of_another, command=of_the_same_number)) == NotClaimed("leased")
-    bed(bed.ledger.defer("a", first.token, 60, "", {"event": "deferred"}))
+    bed(bed.ledger.park("a", first.token, 60, "", {"event": "deferred"}))
     assert bed(claim) == NotClaimed("delayed"), "it has come and gone"
 
 
@@ -553,7 +553,7 @@ def test_a_job_missed_before_its_turn_was_brought_is_not_taken_for_lost_at_once_
     fetch(bed)
     bed.advance(1)
     assert housekeep(bed) == []
-    bed(bed.ledger.bring("a"))
+    bed(bed.ledger.publish_turn("a"))
     bed.advance(round(LOST_S * 1000))
     fetch(bed)
     assert housekeep(bed) == []
@@ -609,7 +609,7 @@ def test_what_was_tried_is_in_the_result_of_a_job_that_others_ended(bed: Bed) ->
     attempt = {"endpoint": "g/m", "provider": "g", "model": "m", "started_at": 1.0, "cost_microusd": 7}
     progress = json.dumps({"attempts": [attempt, attempt], "failovers": 1, "deferrals": 2})
     bed.enqueue()
-    bed(bed.ledger.defer("a", bed.claimed().token, 60, progress, {"event": "deferred"}))
+    bed(bed.ledger.park("a", bed.claimed().token, 60, progress, {"event": "deferred"}))
     bed.advance(1500)
     bed(bed.ledger.cancel("a", None))
     result = bed(bed.ledger.result("a"))
@@ -641,21 +641,21 @@ def test_the_end_that_a_worker_brings_from_its_disk_is_told_to_celery_once_with_
     bed.enqueue(embed=json.dumps(callbacks), publish=False)
     token = bed.claimed().token
     assert bed(bed.ledger.take_end("a")) is None
-    bed.settle(token, status, late=True)
+    bed.settle(token, status, from_spool=True)
     (message,) = bed.messages()
     assert json.loads(json.loads(message)["body"])[2] == callbacks
     first, second = (bed(bed.ledger.take_end("a")) for _ in range(2))
-    assert (first.unheard, second.unheard) == (True, False)
+    assert (first.untold, second.untold) == (True, False)
     assert first.result.status is status
     assert first.stored()["id"] == "a"
 
 
 def test_nobody_but_its_worker_tells_of_the_end_of_a_replayed_job(bed: Bed) -> None:
     bed.enqueue()
-    bed.settle(bed.claimed().token, JobStatus.FAILED, late=True)
+    bed.settle(bed.claimed().token, JobStatus.FAILED, from_spool=True)
     bed(bed.ledger.replay("a"))
     bed.settle(bed.claimed().token)
-    assert not bed(bed.ledger.take_end("a")).unheard
+    assert not bed(bed.ledger.take_end("a")).untold
 
 
 def test_a_result_that_is_not_to_be_kept_is_settled_all_the_same(bed: Bed) -> None:

@@ -23,12 +23,12 @@ def parked(bed: Bed, count: int, line: str = "line", wait_s: float = 60.0) -> li
 
 def park(bed: Bed, job_id: str, line: str = "line", wait_s: float = 60.0) -> None:
     token = bed.claimed(job_id).token
-    assert bed(bed.ledger.defer(job_id, token, wait_s, "", EVENT, line))
+    assert bed(bed.ledger.park(job_id, token, wait_s, "", EVENT, line))
 
 
 def woken(bed: Bed) -> list[str]:
     """What housekeeping wakes now, the first to run first."""
-    return [job_id for job_id in bed(bed.ledger.due(100)) if bed(bed.ledger.wake(job_id, NEXT_S))][::-1]
+    return [job_id for job_id in bed(bed.ledger.due_heads(100)) if bed(bed.ledger.wake(job_id, NEXT_S))][::-1]
 
 
 def nobody_is_parked(bed: Bed) -> bool:
@@ -37,7 +37,7 @@ def nobody_is_parked(bed: Bed) -> bool:
 
 def test_of_a_line_whose_time_has_come_the_job_that_was_accepted_first_wakes_alone(bed: Bed) -> None:
     ids = parked(bed, 100)
-    assert bed(bed.ledger.due(100)) == []
+    assert bed(bed.ledger.due_heads(100)) == []
     bed.advance(60_000)
     assert woken(bed) == ids[:1] == order(bed)
     assert woken(bed) == []
@@ -45,12 +45,12 @@ def test_of_a_line_whose_time_has_come_the_job_that_was_accepted_first_wakes_alo
 
 def test_one_that_finds_room_brings_the_next_in_order_though_their_time_has_not_come(bed: Bed) -> None:
     ids = parked(bed, 5)
-    brought = bed(bed.ledger.following("line", 2))
+    brought = bed(bed.ledger.head_of_group("line", 2))
     assert brought == ids[:2]
     for job_id in reversed(brought):
         assert bed(bed.ledger.wake(job_id))
     assert order(bed) == ids[:2]
-    assert bed(bed.ledger.following("line", 9)) == ids[2:]
+    assert bed(bed.ledger.head_of_group("line", 9)) == ids[2:]
 
 
 def test_one_that_finds_none_goes_back_to_its_place_and_the_line_waits_as_long_as_it_says(bed: Bed) -> None:
@@ -105,7 +105,7 @@ def test_a_change_that_comes_while_the_first_of_a_line_looks_is_not_missed(bed: 
     ids = parked(bed, 2)
     bed.advance(60_000)
     assert woken(bed) == ids[:1]
-    bed(bed.ledger.hasten())
+    bed(bed.ledger.make_groups_due())
     park(bed, ids[0], wait_s=160.0)
     assert woken(bed) == ids[:1]
     park(bed, ids[0], wait_s=160.0)
@@ -145,8 +145,8 @@ def test_a_line_whose_jobs_are_all_cancelled_is_none(bed: Bed) -> None:
 
 def test_a_change_wakes_no_job_that_waits_for_its_time(bed: Bed) -> None:
     bed.enqueue(later := "some day")
-    assert bed(bed.ledger.put_off(later, bed.claimed(later).token, 60.0, "", EVENT))
-    bed(bed.ledger.hasten())
+    assert bed(bed.ledger.park_until(later, bed.claimed(later).token, 60.0, "", EVENT))
+    bed(bed.ledger.make_groups_due())
     assert woken(bed) == []
     bed.advance(60_000)
     assert woken(bed) == [later]
@@ -154,7 +154,7 @@ def test_a_change_wakes_no_job_that_waits_for_its_time(bed: Bed) -> None:
 
 def test_a_change_lets_the_first_of_every_line_look_at_once(bed: Bed) -> None:
     first, second = parked(bed, 3, "a", 600.0), parked(bed, 3, "b", 60.0)
-    bed(bed.ledger.hasten())
+    bed(bed.ledger.make_groups_due())
     assert set(woken(bed)) == {first[0], second[0]}
-    bed(bed.ledger.hasten())
+    bed(bed.ledger.make_groups_due())
     assert set(woken(bed)) == {first[1], second[1]}, "the lines were to go on after a while: now, instead"

@@ -303,7 +303,7 @@ def test_with_memory_full_nothing_new_is_accepted_or_begun_and_what_is_held_goes
         assert bed(ledger.take_mutex("w", 2))
         assert bed.settle(held["a"], job_id="a").accepted
         assert bed(ledger.renew([("b", held["b"])], 30)) == [True]
-        assert bed(ledger.defer("b", held["b"], 0, "", {"event": "deferred"}))
+        assert bed(ledger.park("b", held["b"], 0, "", {"event": "deferred"}))
         assert bed(ledger.wake("b"))
         assert bed(ledger.sweep("c", 3, 9)) == "queued"
         assert bed(ledger.watch("e", "inbox")) == "queued"

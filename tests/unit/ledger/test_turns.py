@@ -28,7 +28,7 @@ def serve(bed: Bed, lane: Lane = LANE) -> list[str]:
         if isinstance(claim, Claimed):
             served.append(job_id)
             if claim.next_in_turn is not None:
-                bed(bed.ledger.bring(claim.next_in_turn))
+                bed(bed.ledger.publish_turn(claim.next_in_turn))
     return served
 
 
@@ -50,8 +50,8 @@ def test_more_of_a_tenants_jobs_stand_in_the_lanes_of_more_workers(bed: Bed) -> 
     assert order(bed) == ids[:TURNS]
     for worker in ("one", "two"):
         bed(bed.ledger.alive(worker, "v", 100, 15.0, KEPT_S))
-    for job_id in bed(bed.ledger.spare(1000)):
-        bed(bed.ledger.bring(job_id))
+    for job_id in bed(bed.ledger.hand_out_turns(1000)):
+        bed(bed.ledger.publish_turn(job_id))
     assert order(bed) == ids[:25]
     assert bed(bed.ledger.workers()) == {"one": "v", "two": "v"}
     bed.client.delete(bed.keys.turns_each)
@@ -111,10 +111,10 @@ def test_turns_of_cancelled_jobs_are_given_to_the_next(bed: Bed) -> None:
     ids = flood(bed, TURNS + 3)
     for job_id in (*ids[:TURNS], ids[-1]):
         assert bed(bed.ledger.cancel(job_id, None)).accepted
-    brought = bed(bed.ledger.spare(100))
+    brought = bed(bed.ledger.hand_out_turns(100))
     assert brought == ids[TURNS:-1]
     for job_id in brought:
-        bed(bed.ledger.bring(job_id))
+        bed(bed.ledger.publish_turn(job_id))
     assert serve(bed) == brought
     assert nobody_waits_for_a_turn(bed)
 
@@ -150,7 +150,7 @@ def test_of_very_many_tenants_each_is_looked_at_in_some_round(bed: Bed) -> None:
     bed(bed.ledger.alive("w", "v", 1000, 15.0, KEPT_S))
     given: set[str] = set()
     for _ in range(100):
-        ids = bed(bed.ledger.spare(1000))
+        ids = bed(bed.ledger.hand_out_turns(1000))
         assert len(ids) <= TENANTS
         given.update(ids)
         bed.advance(257)

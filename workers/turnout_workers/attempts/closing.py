@@ -45,7 +45,7 @@ class JobEnds:
         """Back to the lane's front, for another endpoint."""
         event = {"event": "failed_over", "from": failed.endpoint, "failure": failed.failure}
         progress = job.progress.to_json()
-        call = self.parts.ledger.requeue(job.id, job.claim.token, progress, event, job.record, retries=1)
+        call = self.parts.ledger.requeue(job.id, job.claim.token, progress, event, job.record, failovers=1)
         note = f"{failed.endpoint} failed ({failed.failure}), over to another"
         return await self._move(job, call, "failed_over", note)
 
@@ -57,14 +57,14 @@ class JobEnds:
         event: dict[str, object] = {"event": "deferred", "for_s": round(wait_s, 3)}
         if job.record is None:
             event["behind"] = "others that wait for the same"
-        call = self.parts.ledger.defer(job.id, job.claim.token, wait_s, job.progress.to_json(), event, line, job.record)
+        call = self.parts.ledger.park(job.id, job.claim.token, wait_s, job.progress.to_json(), event, line, job.record)
         why = ", nothing has room" if for_room and not new_round else ""
         return await self._move(job, call, "deferred", f"parked for {wait_s:.1f} s{why}")
 
     async def put_off(self, job: HeldJob, wait_s: float, until: str) -> End:
         """Park it for so long, whatever comes before. until: what the time is for."""
         event = {"event": "deferred", "for_s": round(wait_s, 3), "until": until}
-        call = self.parts.ledger.put_off(job.id, job.claim.token, wait_s, job.progress.to_json(), event)
+        call = self.parts.ledger.park_until(job.id, job.claim.token, wait_s, job.progress.to_json(), event)
         return await self._move(job, call, "deferred", f"parked for {wait_s:.1f} s, until {until}")
 
     async def hand_back(self, job: HeldJob) -> End:

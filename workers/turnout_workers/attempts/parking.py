@@ -84,7 +84,7 @@ class Parking:
         following, before = [""], list[str]()
         try:
             while (count := self._wanted[line]) and following != before:
-                before, following = following, await self.send(self.ledger.following(line, count))
+                before, following = following, await self.send(self.ledger.head_of_group(line, count))
                 woken = await self.send.all(*map(self.ledger.wake, reversed(following)))
                 # Another worker may have woken some of them first: then go on with those behind them.
                 self._wanted[line] -= sum(woken) if len(following) == count else count
@@ -93,14 +93,14 @@ class Parking:
 
     def bring(self, job_id: str) -> None:
         """Publish a job that waited for its turn among its tenant's, in the background."""
-        spawn(_tried(self.send(self.ledger.bring(job_id))), self._tasks)
+        spawn(_tried(self.send(self.ledger.publish_turn(job_id))), self._tasks)
 
     async def hasten(self) -> None:
         """What jobs wait for may be there: let those in place and the first of every line look now."""
         self._until.clear()
         self._changed.set()
         self._changed = asyncio.Event()
-        await self.send(self.ledger.hasten())
+        await self.send(self.ledger.make_groups_due())
 
 
 async def _tried(work: Awaitable[Any]) -> None:

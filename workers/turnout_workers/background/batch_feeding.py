@@ -86,7 +86,7 @@ class BatchFeeding:
             if Intake.FULL in outcomes:
                 return 0  # the same chunk is tried again later
             accepted = len(jobs) - outcomes.count(Intake.CANCELLED)
-            await send(ledger.fed(id, record.chunks_fed, accepted, outcomes.count(Intake.EXPIRED)))
+            await send(ledger.finish_chunk(id, record.chunks_fed, accepted, outcomes.count(Intake.EXPIRED)))
             left -= 1
             record = await send(read_if_known(keys, id))
         return left

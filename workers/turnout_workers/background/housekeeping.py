@@ -87,11 +87,11 @@ class Housekeeping:
     async def _wake(self) -> None:
         """Let the first of the parked jobs that wait for the same thing look for room, and hand out turns that came
         free."""
-        due = await self.send(self.ledger.due(MAX_JOBS))
+        due = await self.send(self.ledger.due_heads(MAX_JOBS))
         woken = await self.send.all(*(self.ledger.wake(job_id, NEXT_S) for job_id in due))
         self.recovered("woken", sum(woken))
-        spare = await self.send(self.ledger.spare(MAX_JOBS))
-        await self.send.all(*map(self.ledger.bring, spare))
+        spare = await self.send(self.ledger.hand_out_turns(MAX_JOBS))
+        await self.send.all(*map(self.ledger.publish_turn, spare))
 
     async def _take_back(self) -> None:
         """Queue jobs again whose leases ran out, or give them up."""
@@ -119,7 +119,7 @@ class Housekeeping:
             seen_at, before = self._fronts.get(lane, (-LOST_AFTER_S, 0))
             if now - seen_at < LOST_AFTER_S:
                 continue
-            front, missing = await self.send(self.ledger.lost(lane, before, MAX_JOBS))
+            front, missing = await self.send(self.ledger.without_message(lane, before, MAX_JOBS))
             republish = (self.ledger.republish(job_id, before, LOST_AFTER_S) for job_id in missing)
             again = await self.send.all(*republish)
             if len(missing) < MAX_JOBS:  # else the next round continues with those behind

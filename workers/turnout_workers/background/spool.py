@@ -113,7 +113,7 @@ class SpoolDrain:
             result = open_result(kept["result"], kept["job"], self.ledger.keyring)
             keep, token, batch = self.current.config.retention, kept["token"], kept["batch"]
             taken = await self.send(
-                self.ledger.settle(token, result, None, keep.results_s, batch, keep.failed_s, late=True)
+                self.ledger.settle(token, result, None, keep.results_s, batch, keep.failed_s, from_spool=True)
             )
         except FileNotFoundError:
             return  # another worker on this machine was faster

@@ -97,7 +97,7 @@ class RedisFleetStore:
             await self._run("renew", keys, (ms(ttl_s), *lease_ids), nothing)
 
     async def expire(self, limit: int = 1000) -> int:
-        listing = Script.load("turnout.ledger", "due", self._prelude)  # so that `expire` can be told their keys
+        listing = Script.load("turnout.ledger", "members_due", self._prelude)  # so that `expire` can be told their keys
         due = await self._send(listing.operation([self._keys.call_lease_ends], [limit], texts))
         if not due:
             return 0

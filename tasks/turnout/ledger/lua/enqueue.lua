@@ -6,9 +6,9 @@
 -- Returns {outcome, state}: queued | duplicate | conflict | cancelled | full | expired
 local id, fingerprint = ARGV[1], ARGV[2]
 
-local known, state = record('fingerprint', 'state')
+local known, state = job_fields('fingerprint', 'state')
 if known then return {known == fingerprint and 'duplicate' or 'conflict', state} end
--- Deleted, it was cancelled before.
+-- A deleted batch was cancelled before.
 if ARGV[6] == '1' and (redis.call('HGET', KEYS.batch, 'state') or 'cancelled') == 'cancelled' then
   return {'cancelled', ''}
 end
@@ -20,12 +20,12 @@ if deadline > 0 and deadline <= NOW then return {'expired', ''} end
 
 redis.call('HSET', KEYS.job, 'state', 'queued', 'fingerprint', fingerprint, 'accepted_ms', NOW, 'queued_ms', NOW,
   'deadline_ms', deadline, 'token', 0, 'crashes', 0, 'requeues', 0, unpack(ARGV, 7))
-if ARGV[5] ~= '1' then -- its message is at hand
-  redis.call('ZADD', (of_lane(record('lane'))), NOW, id)
-elseif take_turn(id) then
+if ARGV[5] ~= '1' then -- it has a message
+  redis.call('ZADD', (lane_keys(job_fields('lane'))), NOW, id)
+elseif take_or_await_turn(id) then
   publish(id)
 end
 if deadline > 0 then redis.call('ZADD', KEYS.deadlines, deadline, id) end
 redis.call('HINCRBY', KEYS.counts, 'accepted', 1)
-tell('"event":"queued"')
+add_event('"event":"queued"')
 return {'queued', 'queued'}

@@ -1,5 +1,5 @@
 #!lua
--- Put a detached batch into another state, if it is in one of those from which it may come.
+-- Put a detached batch into another state, if it is in one from which it may come.
 -- KEYS  batch
 -- ARGV  those states, each between spaces, then fields of its record with their values: `state`, perhaps others
 -- Returns the state that it was in, '' if there is no such batch

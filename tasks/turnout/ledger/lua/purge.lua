@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Delete settled jobs with all that belongs to them. Live ones stay.
+-- Delete settled jobs with everything that belongs to them. Live ones stay.
 -- KEYS  failed, then job, story, result and stream of each
 -- ARGV  their ids
--- Returns how many are gone
+-- Returns how many were deleted
 local count = 0
 for i, id in ipairs(ARGV) do
   local job = 4 * i - 2

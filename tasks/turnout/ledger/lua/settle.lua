@@ -1,26 +1,26 @@
 #!lua flags=allow-oom
--- End a job, once: store its result, for the ledger and for Celery, and tell who waits. An answer, which may be large,
--- is stored once, in Celery's record.
+-- End a job, once: store its result, for the ledger and for Celery, and notify those who wait. An answer, which may be
+-- large, is stored only once, in Celery's record.
 -- KEYS  job, job_leases, delayed, deadlines, failed, counts, story, result, done, turns, awaiting_turn, stream,
 --       webhooks, parked, batch, retention, all_lanes
 -- ARGV  id, authority, token, status, result (JSON; '' of a success), Celery's record (JSON), event (JSON fields),
---       time to live (ms), the same if failed (ms) should that be longer, batch ('': none)
--- A job that isn't ended by its worker is kept as long as workers have told: whoever cancels may not know.
+--       time to live (ms), time to live (ms) of a failed job if that is longer, batch ('': none)
+-- A job that isn't ended by its worker is kept as long as workers have announced, which a client may not know.
 -- authority  token: the worker that holds it, and for a success any that ever held it
---            late: the same, by way of its disk
---            cancel: anybody; expire: past its deadline, not held; sweep: given up by it, lease over
+--            spool: the same, from its disk, later
+--            cancel: any client; expire: past its deadline, not held; sweep: poison, lease over
 -- Returns {outcome, state before}: settled | salvaged | repeated | duplicate | fenced | gone | refused
 local id, authority, token, status, batch = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[10]
-local by_worker = authority == 'token' or authority == 'late'
-local version, state, current, settled_token, deadline, own_batch, lane, turn, spot, streams, webhook, watchers =
-  record('v', 'state', 'token', 'settled_token', 'deadline_ms', 'batch', 'lane', 'turn', 'spot', 'stream', 'webhook',
-    'watchers')
+local by_worker = authority == 'token' or authority == 'spool'
+local version, state, current, settled_token, deadline, own_batch, lane, turn, member, streams, webhook, watchers =
+  job_fields('v', 'state', 'token', 'settled_token', 'deadline_ms', 'batch', 'lane', 'turn', 'spot', 'stream',
+    'webhook', 'watchers')
 if not state then return {'gone', ''} end
 if version ~= VERSION then return {'refused', state} end
 if not is_live(state) then
   if not by_worker or settled_token ~= token then return {'duplicate', state} end
   if authority == 'token' then
-    if record('unheard') == '0' then return {'fenced', state} end -- another worker tells Celery
+    if job_fields('unheard') == '0' then return {'fenced', state} end -- another worker tells Celery
     redis.call('HDEL', KEYS.job, 'unheard')
   end
   return {'repeated', state}
@@ -29,7 +29,7 @@ end
 local outcome = 'settled'
 if by_worker then
   if not is_held(state) or token ~= current then
-    -- A success was paid for, so it counts whoever brings it; but only of an attempt that was once made.
+    -- A success was paid for, so any attempt may bring it, but only one that was once made.
     if status ~= 'succeeded' or tonumber(token) < 1 or tonumber(token) > tonumber(current) then
       return {'fenced', state}
     end
@@ -44,24 +44,24 @@ if (own_batch or '') ~= batch then
   return redis.error_reply('ERR job ' .. id .. ' is of batch "' .. (own_batch or '') .. '"')
 end
 
-if state == 'queued' then redis.call('ZREM', (of_lane(lane)), id) end
--- A worker that ends its own job tells Celery. Of any other end that worker does whose message of the job is the first
--- to come. Where perhaps no message is left, publish one more, while the callbacks that it carries are there.
+if state == 'queued' then redis.call('ZREM', (lane_keys(lane)), id) end
+-- A worker that ends its own job tells Celery. Any other end is told by the first worker that gets a message of the
+-- job. If there may be no message left, publish one more, while the callbacks that it carries still exist.
 if authority ~= 'token' then
   redis.call('HSET', KEYS.job, 'unheard', 1)
   if state ~= 'queued' then push(id) end
 end
 redis.call('HSET', KEYS.job, 'state', status, 'settled_ms', NOW, 'settled_token', token)
 if ARGV[5] ~= '' then redis.call('HSET', KEYS.job, 'result', ARGV[5]) end
--- Drop what nobody needs any more. Progress stays where the result comes from somebody who did not know it.
+-- Drop what isn't needed any more. Progress stays if the result comes from a caller that didn't know it.
 local gone = {'owner', 'claim', 'watchers', 'readers', 'republished', 'suspect'}
 if by_worker then gone[#gone + 1] = 'progress' end
-if authority == 'token' then gone[#gone + 1] = 'unheard' end -- of an end before a replay
+if authority == 'token' then gone[#gone + 1] = 'unheard' end -- from before a replay
 if status == 'succeeded' then gone[#gone + 1], gone[#gone + 2] = 'payload', 'embed' end
 redis.call('HDEL', KEYS.job, unpack(gone))
 if is_held(state) then redis.call('ZREM', KEYS.job_leases, id) end
 if deadline ~= '0' then redis.call('ZREM', KEYS.deadlines, id) end
-if spot then unpark(spot) end
+if member then unpark(member) end
 if turn then end_turn(turn) end
 redis.call('HINCRBY', KEYS.counts, status, 1)
 
@@ -76,7 +76,7 @@ if status == 'failed' then
   redis.call('ZREMRANGEBYSCORE', KEYS.failed, '-inf', NOW)
   redis.call('PEXPIRE', KEYS.failed, redis.call('ZRANGE', KEYS.failed, -1, -1, 'WITHSCORES')[2] - NOW)
 end
-tell(ARGV[7])
+add_event(ARGV[7])
 redis.call('PEXPIRE', KEYS.job, ttl)
 redis.call('PEXPIRE', KEYS.story, ttl)
 redis.call('SET', KEYS.result, ARGV[6], 'PX', status == 'succeeded' and ttl or result_ttl)
@@ -96,5 +96,5 @@ if webhook then
   redis.call('HSET', KEYS.job, 'hook', delivery)
   redis.call('ZADD', KEYS.webhooks, 0, delivery)
 end
-tell_all(watchers, id)
+notify(watchers, id)
 return {outcome, state}

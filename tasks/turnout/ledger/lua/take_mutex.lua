@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
--- Take a mutex, or keep it for longer. It ends by itself some time after its owner has.
+-- Take a mutex, or prolong it. It expires some time after its owner stops prolonging it.
 -- KEYS  mutex
--- ARGV  owner, for (ms)
+-- ARGV  owner, time to live (ms)
 -- Returns 1 if it is the owner's
 local owner = redis.call('GET', KEYS.mutex)
 if owner and owner ~= ARGV[1] then return 0 end

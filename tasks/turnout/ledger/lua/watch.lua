@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
--- Ask to be told of a job on the caller's own channel: by its id when it settles, and by `+` and its id of each piece
--- of its answer.
+-- Ask for notices of a job on the caller's own channel: its id when it settles, and `+` and its id for each piece of
+-- its answer.
 -- KEYS  job
--- ARGV  channel, 1 to be told of pieces too
--- Returns its state now ('' if there is no such job); if it is settled, nobody will be told
-local state, watchers, readers = record('state', 'watchers', 'readers')
+-- ARGV  channel, 1 for notices of pieces too
+-- Returns its current state ('' if there is no such job); a settled job sends no notice
+local state, watchers, readers = job_fields('state', 'watchers', 'readers')
 if not state then return '' end
 
 local function add(field, channels)

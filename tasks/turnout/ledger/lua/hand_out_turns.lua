@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
--- Give out turns that nobody has passed on: the jobs that had them were cancelled or expired, or there are more now.
--- Of very many tenants some are looked at, each time from another one on: a round must not hold Redis up.
+-- Hand out turns that came free without a claim: the jobs that had them were cancelled or expired, or more are allowed
+-- now. If very many tenants wait, each round looks at some of them, starting with another one, so as not to block
+-- Redis.
 -- KEYS  turns, awaiting_turn, turns_each, all_lanes
--- ARGV  at most so many
--- Returns the ids of those to be published
+-- ARGV  most turns to hand out
+-- Returns the ids of the jobs to publish
 local ids, from = {}, '-'
 local count = redis.call('ZCARD', KEYS.awaiting_turn)
 local many = count > TENANTS
@@ -11,10 +12,10 @@ if many then from = '[' .. redis.call('ZRANGE', KEYS.awaiting_turn, NOW % count,
 for _ = 1, TENANTS do
   local first = first_in(KEYS.awaiting_turn, from, '+') or many and first_in(KEYS.awaiting_turn, '-', '+')
   if not first or #ids >= tonumber(ARGV[1]) then break end
-  local whose = whose_turn(first)
-  for _ = 1, turns_left(whose) do
-    ids[#ids + 1] = next_turn(whose)
+  local owner = lane_and_tenant(first)
+  for _ = 1, free_turns(owner) do
+    ids[#ids + 1] = give_next_turn(owner)
   end
-  from = select(2, under(whose))
+  from = select(2, lex_range(owner))
 end
 return ids
