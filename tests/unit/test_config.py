@@ -264,6 +264,35 @@ def test_the_example_is_right_and_shows_every_field() -> None:
     assert config.monitoring == MonitoringTable(metrics_port=9464)
 
 
+@pytest.mark.parametrize(
+    ("name", "sees"),
+    [
+        ("Qwen/Qwen2.5-VL-7B-Instruct", True),
+        ("qwen2.5vl:7b", True),
+        ("qwen/qwen3.8-27b", True),
+        ("google/gemma-3-27b-it", True),
+        ("gemma3:4b", True),
+        ("meta-llama/Llama-4-Scout-17B-16E", True),
+        ("llama3.2-vision", True),
+        ("llava:13b", True),
+        ("mistralai/Pixtral-12B-2409", True),
+        ("OpenGVLab/InternVL3-8B", True),
+        ("zai-org/glm-4.5v", True),
+        ("Qwen/Qwen3-32B", False),
+        ("gemma2:9b", False),
+        ("llama3.1:8b", False),
+        ("glm-4.7", False),
+        ("Qwen/Qwen3-VL-Embedding-8B", False),
+    ],
+)
+def test_an_open_model_that_sees_is_known_by_its_name(name: str, sees: bool) -> None:
+    """Without a table of its capabilities, as of a server on this machine that was found by itself."""
+    text = f"[providers.vllm]\nmodels = ['{name}']"
+    (endpoint,) = accounts(settings(text))[0].endpoints
+    assert (Capability.VISION in endpoint.capabilities) == sees
+    assert Capability.STREAMING in endpoint.capabilities or "Embedding" in name
+
+
 def test_the_example_names_every_preset() -> None:
     told = (ROOT / "turnout.example.toml").read_text("utf-8").replace("\n# ", " ")
     assert f"Presets: {', '.join(DIALECTS)}." in told

@@ -124,7 +124,7 @@ MODELS: tuple[Model, ...] = (
         },
     ),
     Model(
-        "qwen-3.8-27b", 65_536, None, TEXT_THINKING, GOOD,
+        "qwen-3.8-27b", 65_536, None, THINKING, GOOD,
         {"groq": "qwen/qwen3.8-27b", "cerebras": "qwen-3.8-27b", "openrouter": "qwen/qwen3.8-27b"},
     ),
     Model(
@@ -150,15 +150,25 @@ FAMILIES: tuple[tuple[re.Pattern[str], frozenset[Capability]], ...] = tuple(
         ("gpt-|o[1-9]|claude|gemini|grok", THINKING),
         ("deepseek|qwen|kimi|glm|minimax|magistral", TEXT_THINKING),
         ("(meta-)?llama|mistral|mixtral|ministral|codestral|command|nova", TOOLS),
+        ("gemma|llava|pixtral|internvl|minicpm|moondream", TOOLS),
     )
 )
 """What models of these families can do, for those that aren't in the catalogue: a wrong guess is a call that is refused
 and goes elsewhere, while without one no job with tools would ever be sent."""
 
 
+_SEEING = re.compile(
+    r"([/:.\d-]|^)(vl|vision|llava|pixtral|internvl|minicpm-?v|moondream|multimodal)(?![a-z])|"
+    r"gemma-?[34]|llama-?4|qwen-?3[.][5-9]|glm-?\d[\d.]*v|mistral-small-?3[.]|ministral-?3",
+    re.IGNORECASE,
+)
+"""Names of open models, or parts of them, that take images, where the rest of the family doesn't."""
+
+
 def likely_capabilities(name: str) -> frozenset[Capability]:
     """What a model can probably do, judging by its name; empty if the name says nothing."""
-    return next((capabilities for names, capabilities in FAMILIES if names.search(name)), frozenset())
+    able = next((able for names, able in FAMILIES if names.search(name)), frozenset[Capability]())
+    return able | {Capability.VISION} if Capability.TOOLS in able and _SEEING.search(name) else able
 
 
 _BY_NAME = {name: model for model in reversed(MODELS) for name in (model.name, *model.aliases, *model.names.values())}
