@@ -18,11 +18,13 @@ class TextPart(Value):
     text: str
 
 
-NOT_INLINE = "must be a data:image/… URI; remote images are not fetched"
+NOT_INLINE = "must be a data:image/…;base64,… URI; remote images are not fetched"
+_INLINE = re.compile(r"data:image/[\w.+-]+(\s*;[^,;]*)*;\s*base64,\s*[\w+/-]", re.ASCII | re.IGNORECASE)
+_SPACES = (" ", "\n", "\r", "\t")
 
 
 def is_inline(url: Any) -> bool:
-    return isinstance(url, str) and url.startswith("data:image/")
+    return isinstance(url, str) and _INLINE.match(url) is not None
 
 
 class ImageUrl(Value):
@@ -35,7 +37,11 @@ class ImageUrl(Value):
     def _inline_only(cls, url: str) -> str:
         if not is_inline(url):
             raise ValueError(NOT_INLINE)
-        return url
+        # What a URI may hold, and vendors may refuse: capitals in its head, line breaks in its data.
+        if any(space in url for space in _SPACES):
+            url = "".join(url.split())
+        head = url[: url.index(",")]
+        return url if head.islower() else head.lower() + url[len(head) :]
 
 
 class ImagePart(Value):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from turnout.client.submission import chunks, job_id, new_job, refusal
 from turnout.ledger import Intake, NewJob
-from turnout.messages import Message, ResponseFormat, TextPart
+from turnout.messages import ImageUrl, Message, ResponseFormat, TextPart
 from turnout.request import InferenceRequest, Lane, RoutingConstraints
 from turnout.validation import MANY, explain, innermost
 
@@ -412,7 +412,7 @@ def test_a_request_shows_what_a_model_must_be_able_to_do(fields: dict[str, Any],
         ({"prompt": "a", "input": "b"}, "give exactly one of prompt, messages, input; got prompt, input"),
         (
             {"messages": [{"role": "user", "content": [IMAGE | {"image_url": {"url": "https://a.example/x.png"}}]}]},
-            "messages.0.content.0.image_url.url: must be a data:image/… URI; remote images are not fetched",
+            "messages.0.content.0.image_url.url: must be a data:image/…;base64,… URI; remote images are not fetched",
         ),
     ],
 )
@@ -420,6 +420,33 @@ def test_what_cannot_be_asked_is_refused_in_words(fields: dict[str, Any], told: 
     with pytest.raises(ValidationError) as refused:
         InferenceRequest.model_validate(fields)
     assert explain(refused.value) == told
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "data:image/",
+        "data:image/png,raw",
+        "data:image/png;base64,",
+        "data:image/png;base64",
+        "data:text/plain;base64,AA",
+    ],
+)
+def test_what_no_vendor_can_read_is_no_image(url: str) -> None:
+    with pytest.raises(ValidationError, match="must be a data:image/…;base64,… URI"):
+        ImageUrl(url=url)
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("data:image/PNG;base64,iVBOR", "data:image/png;base64,iVBOR"),
+        ("DATA:IMAGE/JPEG; BASE64,/9j/4A\r\nAQ\n", "data:image/jpeg;base64,/9j/4AAQ"),
+        ("data:image/svg+xml;charset=utf-8;base64,PHN2", "data:image/svg+xml;charset=utf-8;base64,PHN2"),
+    ],
+)
+def test_an_image_is_sent_in_the_form_that_all_vendors_read(written: str, sent: str) -> None:
+    assert ImageUrl(url=written).url == sent
 
 
 def test_a_job_that_is_not_accepted_says_why_and_whether_to_try_later() -> None:

@@ -112,7 +112,7 @@ def _response_item(item: Any, where: str) -> dict[str, Any]:
             output = item.get("output")
             if not isinstance(output, str):
                 parts = enumerate(_list(output, f"{where}.output", _OR_TEXT))
-                output = [_output_part(part, f"{where}.output.{i}") for i, part in parts]
+                output = [_response_part(part, f"{where}.output.{i}") for i, part in parts]
             return {"role": "tool", "tool_call_id": _text(item, "call_id", where), "content": output}
         case _:
             raise Unusable(f"{where}.type: only messages, function calls and their outputs are supported")
@@ -125,18 +125,13 @@ def _response_part(part: Any, where: str) -> dict[str, Any]:
             return {"type": "text", "text": _text(part, "text", where)}
         case "input_image":
             url = part.get("image_url")
+            if url is None and "file_id" in part:
+                raise Unusable(f"{where}.file_id: files are not fetched; give the image itself as image_url")
             if not is_inline(url):
                 raise Unusable(f"{where}.image_url: {NOT_INLINE}")
             return {"type": "image_url", "image_url": {"url": url, "detail": part.get("detail")}}
         case _:
             raise Unusable(f"{where}.type: only input_text, input_image and output_text are supported")
-
-
-def _output_part(part: Any, where: str) -> dict[str, Any]:
-    """Of what a function gave: the chat format has texts alone there."""
-    if _dict(part, where).get("type") != "input_text":
-        raise Unusable(f"{where}.type: only input_text is supported")
-    return _response_part(part, where)
 
 
 def _response_tool(tool: Any) -> dict[str, Any]:

@@ -323,11 +323,11 @@ def said(**part: Any) -> dict[str, Any]:
         ({"url": RESPONSES, "body": {"input": [{"content": "Hi"}]}}, "body.input.0.role: must be a text"),
         (
             {"url": RESPONSES, "body": {"input": [said(type="input_image", file_id="f")]}},
-            "body.input.0.content.0.image_url: must be a data:image/… URI",
+            "body.input.0.content.0.file_id: files are not fetched",
         ),
         (
             {"url": RESPONSES, "body": {"input": [said(type="input_image", image_url="https://a.example/x.png")]}},
-            "body.input.0.content.0.image_url: must be a data:image/… URI",
+            "body.input.0.content.0.image_url: must be a data:image/…;base64,… URI",
         ),
         (
             {"url": RESPONSES, "body": {"input": [said(type="input_text")]}},
@@ -339,7 +339,11 @@ def said(**part: Any) -> dict[str, Any]:
         ),
         (
             {"url": RESPONSES, "body": {"input": [{**OUTPUT, "output": [{"type": "input_image"}]}]}},
-            "body.input.0.output.0.type: only input_text is supported",
+            "body.input.0.output.0.image_url: must be a data:image/…;base64,… URI",
+        ),
+        (
+            {"url": RESPONSES, "body": {"input": [{**OUTPUT, "output": [{"type": "input_file"}]}]}},
+            "body.input.0.output.0.type:",
         ),
         (
             {"url": RESPONSES, "body": {"input": [said(type="input_file")]}},
@@ -352,6 +356,14 @@ def test_a_line_that_is_wrong_around_its_question_says_where(changed: dict[str, 
     _, bad = parse(RawLine(7, json.dumps(line).encode(), Format.OPENAI))
     assert isinstance(bad, Problem)
     assert bad.message.startswith(f"line 7: {told}")
+
+
+def test_an_image_that_a_function_gave_is_shown_to_the_model() -> None:
+    image = "data:image/png;base64,AAAA"
+    called = {"type": "function_call", "call_id": "c", "name": "find", "arguments": "{}"}
+    shown = {**OUTPUT, "output": [{"type": "input_image", "image_url": image}]}
+    (_, result) = asked(RESPONSES, input=[called, shown]).chat
+    assert [part.image_url.url for part in result.parts if part.type == "image_url"] == [image]
 
 
 def test_a_line_of_anthropics_batches_is_told_to_be_one() -> None:
