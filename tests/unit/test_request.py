@@ -449,6 +449,13 @@ def test_an_image_is_sent_in_the_form_that_all_vendors_read(written: str, sent: 
     assert ImageUrl(url=written).url == sent
 
 
+def test_many_requests_are_sent_by_the_hundred_and_large_ones_a_few_at_a_time() -> None:
+    """Without a bound on their size, 500 images of a megabyte were held at once, each several times over."""
+    assert [len(chunk) for chunk in chunks("A?" for _ in range(1001))] == [500, 500, 1]
+    large = [len(chunk) for chunk in chunks(("x" * 900_000 for _ in range(12)), idempotency_key="k")]
+    assert large == [5, 5, 2]
+
+
 def test_a_job_that_is_not_accepted_says_why_and_whether_to_try_later() -> None:
     assert refusal("a", Intake.QUEUED) is refusal("a", Intake.DUPLICATE) is None
     told = {outcome: refusal("a", outcome) for outcome in (Intake.FULL, Intake.EXPIRED, Intake.CONFLICT)}

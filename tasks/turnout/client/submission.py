@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any, TypedDict, Unpack
 
 from pydantic import BaseModel
@@ -23,8 +22,10 @@ from turnout.value import Name, Value
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 MAX_REQUEST_CHARS = 1_000_000
 """Longest request, as JSON, that a client accepts if it isn't told otherwise."""
-CHUNK = 500
-"""Jobs at a round trip of `submit_many`."""
+MAX_CHUNK_JOBS = 500
+"""Jobs at a round trip of `submit_many` …"""
+CLOSED_CHARS = 4_000_000
+"""… and of how many characters on no further one is added. What they take in memory on their way is some times that."""
 
 Request = InferenceRequest | str | Mapping[str, Any]
 """What can be submitted: all of it, a prompt, or a mapping of options."""
@@ -86,18 +87,23 @@ def chunks(
     request says itself counts before the options."""
     if isinstance(requests, str | Mapping | BaseModel):  # each can be iterated over, to no good
         raise TypeError("many requests are a list of them; this is a single one, for submit")
-    rest, for_all, key = enumerate(requests), _given(options), options.get("idempotency_key")
-    while chunk := list(islice(rest, CHUNK)):
-        jobs = []
-        for number, request in chunk:
-            if key:
-                for_all["idempotency_key"] = f"{key}\0{number}"
-            try:
-                jobs.append(_job(max_chars, for_all, _given(request)))
-            except Exception as error:
-                error.add_note(f"It is requests[{number}].")
-                raise
-        yield jobs
+    for_all, key = _given(options), options.get("idempotency_key")
+    chunk, chars = list[NewJob](), 0
+    for number, request in enumerate(requests):
+        if key:
+            for_all["idempotency_key"] = f"{key}\0{number}"
+        try:
+            job = _job(max_chars, for_all, _given(request))
+        except Exception as error:
+            error.add_note(f"It is requests[{number}].")
+            raise
+        chunk.append(job)
+        chars += len(job.payload)
+        if len(chunk) == MAX_CHUNK_JOBS or chars >= CLOSED_CHARS:
+            yield chunk
+            chunk, chars = [], 0
+    if chunk:
+        yield chunk
 
 
 def new_job(request: Request | None = None, max_chars: int = MAX_REQUEST_CHARS, **options: Unpack[Options]) -> NewJob:
