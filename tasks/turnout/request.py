@@ -306,6 +306,8 @@ class Usage(Tolerant):
     """Those of `cache_write_tokens` that are kept for an hour instead of minutes, and cost more."""
     output_tokens: int = Field(default=0, ge=0)
     reasoning_tokens: int = Field(default=0, ge=0)
+    web_searches: int = Field(default=0, ge=0)
+    """Those that the provider made for the answer, and bills."""
     source: Annotated[
         Literal["reported", "estimated"], BeforeValidator(lambda told: told if told == "reported" else "estimated")
     ] = "reported"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from contextlib import aclosing
 from typing import Any
 
@@ -15,13 +16,14 @@ from turnout_workers.providers import Http, ProviderConfig, build
 from turnout_workers.providers.conformance import always, serving
 from turnout_workers.providers.dialects import DIALECTS
 from turnout_workers.providers.errors import ProviderError
+from turnout_workers.providers.prices import list_price, period
 from turnout_workers.providers.wire import Answer, RequestDraft, failure_of
 from turnout_workers.routing.failure import Billed, FailureKind
 from turnout_workers.routing.fleet import Endpoint, Price
 
 K = FailureKind
 OPERATORS = Price(2.0, 10.0, cache_read=0.5, cache_write=3.0, cache_write_hour=4.0)
-LISTED = Price(1.25, 10.0, 0.125, source="genai-prices 0")
+LISTED = Price(1.25, 10.0, 0.125, web_search=10.0, source="genai-prices 0")
 
 
 async def answered(
@@ -108,6 +110,7 @@ USAGE: list[tuple[str, Any, tuple[int, ...], int]] = [
     ("anthropic", claude({**KEPT, "cache_creation": {"ephemeral_1h_input_tokens": 15}}), (100, 40, 20, 10, 0), 275),
     ("gemini", gemini(TOLD), (100, 0, 0, 10, 7), 300),
     ("gemini", gemini({**TOLD, "cachedContentTokenCount": 40}), (100, 40, 0, 10, 7), 240),
+    ("anthropic", claude({**KEPT, "iterations": [KEPT, {**KEPT, "input_tokens": 1040}]}), (1200, 80, 40, 20, 0), 2520),
     (
         "openai",
         [chunk(content="H"), chunk("stop", content="i"), {"choices": [], "usage": CACHED}],
@@ -204,7 +207,6 @@ async def test_an_estimate_counts_the_calls_of_tools() -> None:
         ("openai", {**chat(ASKED), "service_tier": "priority"}, "", 450),
         ("openai", [chunk("stop", content="Hi") | {"service_tier": "flex"}, {"usage": ASKED}], "", 113),
         ("openai", chat(ASKED), "x-gemini-service-tier: priority", 450),
-        ("anthropic", claude({**KEPT, "service_tier": "standard"}), "", 40 * 1.25 + 5 + 25 + 100),
     ],
 )
 async def test_a_call_costs_what_its_tier_costs(dialect: str, body: Any, headers: str, microusd: float) -> None:
@@ -218,15 +220,31 @@ async def test_a_call_costs_what_its_tier_costs(dialect: str, body: Any, headers
     ("how", "microusd"),
     [
         ({"inference_geo": "global", "speed": "standard"}, 180),
+        ({"service_tier": "standard"}, 40 * 4 + 40 * 0.2 + 20 * 5 + 10 * 20),
+        ({"service_tier": "velvet"}, None),
+        ({"inference_geo": "us", "server_tool_use": {"web_search_requests": 3}}, 30_198),
         ({"inference_geo": "us"}, 198),
         ({"speed": "fast"}, 40 * 8 + 40 * 0.4 + 20 * 10 + 10 * 40),
         ({"inference_geo": "us", "speed": "fast", "service_tier": "standard"}, 1030),
     ],
 )
-async def test_claude_costs_more_at_its_fast_speed_and_in_the_us(how: dict[str, str], microusd: float) -> None:
+async def test_claude_costs_more_at_its_fast_speed_and_in_the_us(how: dict[str, Any], microusd: float | None) -> None:
     body = claude({**KEPT, **how})
     assert (await answered("anthropic", body, LISTED, model="claude-opus-5-5")).cost_microusd == microusd
     assert (await answered("anthropic", body, OPERATORS)).cost_microusd == 260, "the operator's price has it in it"
+
+
+@pytest.mark.parametrize(("model", "microusd"), [("gemini-3.8-flash", 2 * 14_000), ("gemini-2.5-pro", 35_000)])
+@pytest.mark.parametrize("streams", [False, True])
+async def test_googles_searches_cost_what_the_list_says(model: str, microusd: int, streams: bool) -> None:
+    """Each, or of earlier models all of a call together."""
+    price = list_price("google", model, period(time.time()))
+    grounded = gemini(TOLD) | {"modelVersion": model}
+    plain = await answered("gemini", grounded, price)
+    grounded["candidates"][0]["groundingMetadata"] = {"webSearchQueries": ["a", "b", ""]}
+    searched = await answered("gemini", [grounded, {"usageMetadata": TOLD}] if streams else grounded, price)
+    assert None not in (searched.cost_microusd, plain.cost_microusd)
+    assert (searched.cost_microusd or 0) - (plain.cost_microusd or 0) == microusd
 
 
 async def test_an_unknown_price_stays_unknown() -> None:

@@ -213,6 +213,44 @@ def test_a_service_tier_has_its_own_list_price() -> None:
     assert (account.service_tier, endpoint.price.input) == ("flex", 0.625)
 
 
+def input_usd(provider: str, table: str, model: str) -> float | None:
+    text = f"[providers.{provider}]\napi_key = 'k'\nmodels = ['{model}']\n{table}"
+    (endpoint,) = accounts(settings(text))[0].endpoints
+    return endpoint.price and endpoint.price.input
+
+
+def test_a_service_tier_that_the_list_lacks_costs_what_the_vendor_says_or_nobody_knows_what() -> None:
+    usual = input_usd("gemini", "", "gemini-3.8-flash")
+    assert usual
+    for tier, factor in (("standard", 1.0), ("flex", 0.5), ("priority", 1.8)):
+        price = input_usd("gemini", f"service_tier = '{tier}'", "gemini-3.8-flash")
+        assert price == pytest.approx(factor * usual)
+    assert input_usd("gemini", "service_tier = 'velvet'", "gemini-3.8-flash") is None
+    assert input_usd("groq", "service_tier = 'flex'", "gpt-oss-120b") == input_usd("groq", "", "gpt-oss-120b")
+    assert input_usd("groq", "service_tier = 'performance'", "gpt-oss-120b") is None, "it is bought by the month"
+    assert input_usd("openai", "service_tier = 'flex'", "text-embedding-3-small") == 0.02, "which has no tiers"
+
+
+@pytest.mark.parametrize(
+    ("host", "model", "factor"),
+    [
+        ("eu", "gpt-5.4-mini", 1.1),
+        ("us", "gpt-6-luna", 1.1),
+        ("eu", "gpt-5.2", 1.0),
+        ("eu", "gpt-4o", 1.0),
+        ("eu", "o3", 1.0),
+        ("eu", "text-embedding-3-small", 1.0),
+    ],
+)
+def test_openai_takes_a_tenth_more_of_later_models_where_data_stays_in_a_region(
+    host: str, model: str, factor: float
+) -> None:
+    usual = input_usd("openai", "", model)
+    assert usual
+    assert input_usd("openai", f"base_url = 'https://{host}.api.openai.com/v1'", model) == pytest.approx(factor * usual)
+    assert input_usd("openai", "base_url = 'https://api.openai.com/v1'", model) == usual
+
+
 def test_no_error_and_no_repr_shows_a_key() -> None:
     text = "[providers.groq]\napi_key = ['sk-canary']\nheaders = { x-secret = 'sk-canary' }\n"
     assert "sk-canary" not in repr(settings(text))
@@ -326,7 +364,7 @@ def test_a_deployment_that_is_named_like_another_model_is_not_taken_for_it() -> 
     (endpoint,) = accounts(settings(text))[0].endpoints
     assert endpoint.price is not None
     assert (endpoint.served_model, endpoint.price.input, endpoint.context_tokens) == ("gpt-4", 2.5, 128_000)
-    cost = call_cost_microusd(endpoint, DIALECTS["azure"], Usage(input_tokens=1000), None, tier="default")
+    cost = call_cost_microusd(endpoint, DIALECTS["azure"], "http://x", Usage(input_tokens=1000), None, tier="default")
     assert cost == 2500, "nor when the answer tells its tier, whose price is looked up then"
 
 

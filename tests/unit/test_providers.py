@@ -205,12 +205,13 @@ def test_the_price_list_knows_what_storing_input_costs() -> None:
     assert (price.input, price.cache_write, price.cache_write_hour, price.cache_read) == (3.0, 3.75, 6.0, 0.3)
 
 
-def test_a_service_tier_has_its_own_price_and_an_unknown_one_the_usual() -> None:
+def test_a_service_tier_has_its_own_price_and_an_unknown_one_none() -> None:
     usual, flex, priority = (listed("openai", "gpt-5", tier) for tier in ("default", "flex", "priority"))
     assert (usual.input, usual.output, usual.cache_read) == (1.25, 10.0, 0.125)
     assert (flex.input, flex.output, flex.cache_read) == (0.625, 5.0, 0.0625)
     assert (priority.input, priority.output, priority.cache_read) == (2.5, 20.0, 0.25)
-    assert listed("openai", "gpt-5", "velvet") == listed("openai", "gpt-5") == usual
+    assert listed("openai", "gpt-5") == usual
+    assert list_price("openai", "gpt-5", QUARTER, "velvet") is None
 
 
 def test_a_long_prompt_makes_the_whole_call_dearer() -> None:

@@ -16,6 +16,7 @@ from turnout_workers.providers import catalogue
 from turnout_workers.providers.account import ProviderConfig, Secret
 from turnout_workers.providers.dialects import Dialect
 from turnout_workers.providers.prices import list_context_tokens, price_of
+from turnout_workers.routing.eligibility import EMBEDS_ONLY
 from turnout_workers.routing.fleet import UNLIMITED, Endpoint, Fleet, Limits
 from turnout_workers.routing.images import rule_of
 
@@ -70,6 +71,9 @@ def _endpoint(
     usual = known.names.get(table.dialect or "", ours) if ours in (known.name, *known.aliases) else ours
     served = model.name or usual
     passed_on = known.capabilities - {able for able, name in PASSED_ON.items() if name not in table.preset.parameters}
+    base_url = table.base_url or table.preset.base_url
+    # Of embeddings none is asked for.
+    tier = None if known.capabilities == EMBEDS_ONLY else table.service_tier
     return Endpoint(
         provider=provider,
         model=ours,
@@ -77,7 +81,7 @@ def _endpoint(
         account=account,
         priority=table.priority if model.priority is None else model.priority,
         weight=model.weight or table.weight,
-        price=model.price or price_of(table.preset, served, ours, table.service_tier),
+        price=model.price or price_of(table.preset, base_url, served, ours, tier),
         limits=_limits(model, table),
         shared_limits=shared,
         capabilities=passed_on if model.capabilities is None else model.capabilities,

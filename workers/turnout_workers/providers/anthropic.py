@@ -11,6 +11,7 @@ from multidict import istr
 from turnout.messages import ImagePart, Message, TextPart
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.account import ProviderConfig
+from turnout_workers.providers.body import at
 from turnout_workers.providers.claude_schema import closed_schema
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.dialects import DIALECTS
@@ -215,15 +216,19 @@ def _blocks(message: Message) -> list[dict[str, Any]]:
 
 
 def _usage(told: Any) -> Usage:
-    """Anthropic counts cached tokens beside `input_tokens`; ours include them."""
-    read = int(told.get("cache_read_input_tokens") or 0)
-    written = int(told.get("cache_creation_input_tokens") or 0)
-    kept, thought = told.get("cache_creation") or {}, told.get("output_tokens_details") or {}
+    """Anthropic counts cached tokens beside `input_tokens`; ours include them. Of a call that condensed its own context
+    the iterations are billed, and the counts above them are the last one's."""
+
+    def count(*path: str) -> int:
+        return sum(int(at(iteration, *path) or 0) for iteration in told.get("iterations") or [told])
+
+    read, written = count("cache_read_input_tokens"), count("cache_creation_input_tokens")
     return Usage(
-        input_tokens=int(told["input_tokens"]) + read + written,
+        input_tokens=count("input_tokens") + read + written,
         cache_read_tokens=read,
         cache_write_tokens=written,
-        cache_write_hour_tokens=int(kept.get("ephemeral_1h_input_tokens") or 0),
-        output_tokens=int(told.get("output_tokens") or 0),
-        reasoning_tokens=int(thought.get("thinking_tokens") or 0),
+        cache_write_hour_tokens=count("cache_creation", "ephemeral_1h_input_tokens"),
+        output_tokens=count("output_tokens"),
+        reasoning_tokens=int(at(told, "output_tokens_details", "thinking_tokens") or 0),
+        web_searches=int(at(told, "server_tool_use", "web_search_requests") or 0),
     )

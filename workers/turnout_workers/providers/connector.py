@@ -211,6 +211,9 @@ class Connector(CloudProviderBase):
             draft.warnings.append("the provider reported no usage; it is estimated")
         reported_usd = _cost_usd(reply.headers) if answer.cost_usd is None else answer.cost_usd
         tier = answer.service_tier or reply.headers.get("x-gemini-service-tier")
+        cost_microusd = call_cost_microusd(
+            endpoint, self.dialect, self.config.base_url, used, reported_usd, tier, answer.surcharge
+        )
         response = InferenceResponse(
             text=answer.text,
             tool_calls=answer.tool_calls,
@@ -220,7 +223,7 @@ class Connector(CloudProviderBase):
             finish=answer.finish,
             finish_raw=answer.finish_raw,
             usage=used,
-            cost_microusd=call_cost_microusd(endpoint, self.dialect, used, reported_usd, tier, answer.surcharge),
+            cost_microusd=cost_microusd,
             provider=self.name,
             model_requested=endpoint.model,
             model_served=answer.model or endpoint.served_model,

@@ -54,6 +54,8 @@ class Dialect:
     limit_headers: Mapping[str, str] = field(default_factory=lambda: STANDARD_LIMITS)
     price_id: str | None = None
     """The provider's id in the price list; None: its prices are the operator's to give."""
+    tier_factors: Mapping[str, float] = field(default_factory=dict)
+    """What service tiers cost, times the usual price, of models of which the price list doesn't say it."""
     names_are_deployments: bool = False
     """A model's name there is what the customer has called its deployment, and may be another model's."""
 
@@ -92,6 +94,7 @@ DIALECTS: dict[str, Dialect] = dict(
             "https://api.groq.com/openai/v1",
             **_LIKE_OPENAI,
             limit_headers={"x-ratelimit-{}-requests": "requests_per_day", "x-ratelimit-{}-tokens": "tokens_per_minute"},
+            tier_factors={"flex": 1.0},
         ),
         _hosted("together", "https://api.together.xyz/v1"),
         _hosted(
@@ -168,6 +171,7 @@ DIALECTS: dict[str, Dialect] = dict(
             image_types=WEB_IMAGES - {"image/gif"} | {"image/heic", "image/heif"},
             limit_headers={},  # it sends none
             price_id="google",
+            tier_factors={"flex": 0.5, "priority": 1.8},  # as its price page has it for each model that has both
         ),
     )
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 from turnout.messages import ImagePart, Message, TextPart
 from turnout.request import FinishReason, InferenceRequest, Usage
+from turnout_workers.providers.body import list_at
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.dialects import DIALECTS
 from turnout_workers.providers.errors import ProviderError
@@ -148,6 +149,7 @@ class _Chunks:
     def __init__(self) -> None:
         self._parts: list[Any] = []
         self._finish: Any = None
+        self._grounding: Any = None
         self._rest: dict[str, Any] = {}
 
     def add(self, event: dict[str, Any]) -> str:
@@ -156,6 +158,7 @@ class _Chunks:
         said = ""
         for candidate in (event.get("candidates") or ())[:1]:
             self._finish = candidate.get("finishReason") or self._finish
+            self._grounding = candidate.get("groundingMetadata") or self._grounding
             parts = (candidate.get("content") or {}).get("parts") or ()
             self._parts += parts
             said += _text(parts)
@@ -164,11 +167,13 @@ class _Chunks:
     def body(self) -> dict[str, Any] | None:
         if self._finish is None:
             return self._rest if "promptFeedback" in self._rest else None
-        return {**self._rest, "candidates": [{"content": {"parts": self._parts}, "finishReason": self._finish}]}
+        whole = {"content": {"parts": self._parts}, "finishReason": self._finish, "groundingMetadata": self._grounding}
+        return {**self._rest, "candidates": [whole]}
 
 
 def _candidate(body: Any) -> Answer:
-    usage, model = plausible_usage(_usage, body.get("usageMetadata")), body.get("modelVersion")
+    model, searches = body.get("modelVersion"), _searches(body)
+    usage = plausible_usage(partial(_usage, searches=searches), body.get("usageMetadata"))
     if not body.get("candidates") and (feedback := body.get("promptFeedback")):  # it has read the prompt, and bills it
         why = feedback["blockReason"]
         return Answer(finish=FinishReason.CONTENT_FILTER, finish_raw=why, usage=usage, model=model)
@@ -196,7 +201,14 @@ def _embeddings(body: Any) -> Answer:
     return Answer(embeddings=vectors, usage=plausible_usage(_usage, body.get("usageMetadata")))
 
 
-def _usage(told: Any) -> Usage:
+def _searches(body: Any) -> int:
+    """What is billed of Google's searches for the answer: each, or, of earlier models, all of them together."""
+    candidates = list_at(body, "candidates")[:1]
+    asked = sum(bool(query) for one in candidates for query in list_at(one, "groundingMetadata", "webSearchQueries"))
+    return min(asked, 1) if BUDGETED.match(str(body.get("modelVersion"))) else asked
+
+
+def _usage(told: Any, searches: int = 0) -> Usage:
     """Here thoughts count beside the candidates' tokens, tools' results beside the prompt's; ours include both."""
     thoughts = int(told.get("thoughtsTokenCount") or 0)
     return Usage(
@@ -204,4 +216,5 @@ def _usage(told: Any) -> Usage:
         cache_read_tokens=int(told.get("cachedContentTokenCount") or 0),
         output_tokens=int(told.get("candidatesTokenCount") or 0) + thoughts,
         reasoning_tokens=thoughts,
+        web_searches=searches,
     )

@@ -34,6 +34,8 @@ class Price:
     """For input that the provider stores for later calls; None: as much as any other."""
     cache_write_hour: float | None = None
     """The same, stored for an hour; None: as much as `cache_write`."""
+    web_search: float = 0.0
+    """US dollars per thousand searches of the web that the provider makes for the answer."""
     source: str = OPERATOR
     """Where the price comes from: `operator`, or the name and version of the price list."""
     longer: tuple[int, Price] | None = None
