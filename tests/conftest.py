@@ -43,7 +43,7 @@ def flushed(redis_url: str) -> Iterator[redis.Redis]:
 @pytest.fixture
 def port() -> Iterator[int]:
     """A port of this machine that a server of the test can take, and nobody else."""
-    with servers.reserved() as bound:
+    with servers.bind_free_port() as bound:
         yield bound.getsockname()[1]
 
 

@@ -41,7 +41,7 @@ class Flower:
 @contextmanager
 def flower(folder: Path, environ: Mapping[str, str]) -> Iterator[Flower]:
     """Listening on a port of its own."""
-    with process.kept_port() as port:
+    with process.reserved_port() as port:
         watching = Flower(folder, port, environ)
         try:
             watching.until(lambda: "Flower: " in watching.process.said)

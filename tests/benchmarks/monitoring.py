@@ -59,7 +59,7 @@ def watched(stand: Stand, jobs: int, events: bool, rest: bool) -> Pace:
     text = stand.config.read_text()
     stand.config.write_text(text.replace(f"task_events = {str(not events).lower()}", f"task_events = {events}".lower()))
     os.environ["TURNOUT_LOG_LEVEL"] = "info" if rest else "warning"
-    with process.kept_port() as port:
+    with process.reserved_port() as port:
         if rest:
             os.environ |= {"TURNOUT_METRICS_PORT": str(port), "TURNOUT_LOG_FORMAT": "json"}
         try:

@@ -460,11 +460,10 @@ def test_whoever_is_interrupted_while_waiting_is_told_of_the_job_that_goes_on(
     assert waiting.wait(60) == 3
     [job] = [member.decode() for member in flushed.zrange(Keys().pending("interactive"), 0, -1)]
     assert waiting.said == (
-        f"The job goes on: `turnout result {job}` has its answer, once there is one; `turnout cancel {job}` ends it\n"
-        "Stopped.\n"
+        f"The job goes on: `turnout result {job}` prints its answer, `turnout cancel {job}` ends it\nStopped.\n"
     )
     asked = CliRunner().invoke(main, ["result", job])
-    assert (asked.exit_code, asked.output) == (3, f"job {job} has not ended, and is queued\n")
+    assert (asked.exit_code, asked.output) == (3, f"job {job} hasn't ended: it is queued\n")
 
 
 def test_an_answer_commands_no_terminal_and_is_as_it_is_for_all_else(

@@ -44,7 +44,7 @@ class Here:
         self.services: dict[str, dict[str, Any]] = yaml.safe_load((self.compose / "compose.yaml").read_text())[
             "services"
         ]
-        self.bound = {name: redis_server.reserved() for name in ("redis", "simulator", "metrics", "flower")}
+        self.bound = {name: redis_server.bind_free_port() for name in ("redis", "simulator", "metrics", "flower")}
         self.ports = {name: str(bound.getsockname()[1]) for name, bound in self.bound.items()}
         tools = folder / "bin"
         tools.mkdir()

@@ -120,7 +120,7 @@ def test_a_run_whose_key_is_refused_does_the_rest_and_stops_and_goes_on_with_a_b
             code, text = finish(child)
         assert code == 4, text
         assert "sim-cheap (its key: LARGE_API_KEY): unauthorized" in text
-        assert "What is done is kept. Once that is mended: turnout run" in text
+        assert "What is done is kept. Fix that, then: turnout run" in text
         assert sum(served(fleet).values()) == 10, "lines of other models are done first"
         with running(tmp_path, *arguments, LARGE_API_KEY="right") as child:
             code, text = finish(child)
@@ -298,7 +298,7 @@ def test_bad_lines_are_reported_and_the_good_ones_done(tmp_path: Path, fleet: Fl
         code, text = finish(child)
     assert code == 1, text
     assert "8 lines without an answer" in text, text
-    assert "The first of them: line 2: not JSON" in text, text
+    assert "The first one: line 2: not JSON" in text, text
     told = {line["line"]: line for line in results(output)}
     assert sorted(told) == list(range(1, 11))
     assert {n for n, line in told.items() if line["status"] == "succeeded"} == set(good)
@@ -314,4 +314,4 @@ def test_bad_lines_are_reported_and_the_good_ones_done(tmp_path: Path, fleet: Fl
         code, text = finish(child)
     assert (code, output.read_bytes()) == (2, before)
     assert "can't read" in text
-    assert "The lines before that place are done" in text.replace("\n", " ")
+    assert "The lines before that are done" in text.replace("\n", " ")

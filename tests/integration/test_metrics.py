@@ -34,7 +34,7 @@ Series = dict[tuple[str, ...], float]
 
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    with redis_server.reserved() as reserved:
+    with redis_server.bind_free_port() as reserved:
         port: int = reserved.getsockname()[1]
         monkeypatch.setenv("TURNOUT_METRICS_PORT", str(port))
         yield port
@@ -143,7 +143,7 @@ def prometheus(port: int, tmp_path: Path) -> Iterator[str]:
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(settings))
     log = tmp_path / "prometheus.log"
     options = [f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/tsdb"]
-    with redis_server.reserved() as reserved:
+    with redis_server.bind_free_port() as reserved:
         address = f"127.0.0.1:{reserved.getsockname()[1]}"
         command = [program("prometheus", "prometheus"), *options, f"--web.listen-address={address}"]
         server = process.start(command, log)

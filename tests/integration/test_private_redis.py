@@ -52,7 +52,7 @@ def test_its_port_is_kept_for_it_while_it_is_started_again(tmp_path: Path) -> No
         server.process.wait(60)
         with socket.socket() as another, pytest.raises(OSError, match="in use"):
             another.bind(("127.0.0.1", urlsplit(url).port))
-        assert server.tend()
+        assert server.restart_if_ended()
         assert client.ping()
 
 

@@ -42,7 +42,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         "MAXMEMORY": "100mb",
         "TMPDIR": str(folder),
     }
-    with redis_server.reserved() as reserved:
+    with redis_server.bind_free_port() as reserved:
         port: int = reserved.getsockname()[1]
         command = ["sh", str(COMPOSE / "redis/start.sh"), "--bind", "127.0.0.1", "--port", str(port)]
         log = folder / "redis.log"
@@ -320,7 +320,7 @@ def test_the_user_as_whom_a_server_reads_its_own_file_may_do_all_and_cannot_log_
 @pytest.mark.parametrize(
     ("rights", "told"),
     [
-        ((("default", "-@all"), ("default", "+@all")), "DO   the ACL user `default` has not the rights"),
+        ((("default", "-@all"), ("default", "+@all")), "DO   the ACL user `default` lacks the rights"),
         ((("worker", "-acl|dryrun"), ("worker", "+acl|dryrun")), "?    the rights of the ACL user `default` can't be"),
         ((), "ok   the ACL user `default`"),
     ],

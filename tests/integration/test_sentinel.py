@@ -50,7 +50,7 @@ class Watched:
                 admin.config_set("masteruser", "fleet")
                 admin.config_set("masterauth", "p@ss")
                 admin.execute_command("ACL", "SETUSER", "default", "off")
-        reserved = [open_.enter_context(redis_server.reserved()) for _ in range(3)]
+        reserved = [open_.enter_context(redis_server.bind_free_port()) for _ in range(3)]
         ports = [one.getsockname()[1] for one in reserved]
         self.sentinels = [self._sentinel(stand, port) for port in ports]
         for sentinel in self.sentinels:

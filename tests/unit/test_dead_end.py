@@ -6,7 +6,7 @@ import pytest
 
 from turnout import InferenceRequest
 from turnout_workers import config
-from turnout_workers.commands.dead_end import LEAST_S, DeadEnd, DeadEndWatch
+from turnout_workers.commands.dead_end import MIN_WAIT_S, DeadEnd, DeadEndWatch
 from turnout_workers.config import endpoints
 
 TOML = """
@@ -58,7 +58,7 @@ class Run:
 def test_a_run_stops_when_nothing_is_left_for_any_of_its_lines(
     disabled: set[str], waiting: list[InferenceRequest], stops: bool
 ) -> None:
-    assert Run().stops(dict.fromkeys(disabled, "no"), *waiting, after_s=LEAST_S) is stops
+    assert Run().stops(dict.fromkeys(disabled, "no"), *waiting, after_s=MIN_WAIT_S) is stops
 
 
 def test_a_run_that_had_answers_waits_until_its_providers_were_asked_again() -> None:
@@ -68,22 +68,22 @@ def test_a_run_that_had_answers_waits_until_its_providers_were_asked_again() -> 
 
 def test_a_provider_that_came_back_meanwhile_is_waited_for_anew() -> None:
     run = Run()
-    assert not run.stops(ALL, SMALL, after_s=LEAST_S - 1)
-    assert not run.stops({}, SMALL, after_s=LEAST_S)
-    assert not run.stops(ALL, SMALL, after_s=LEAST_S - 1)
+    assert not run.stops(ALL, SMALL, after_s=MIN_WAIT_S - 1)
+    assert not run.stops({}, SMALL, after_s=MIN_WAIT_S)
+    assert not run.stops(ALL, SMALL, after_s=MIN_WAIT_S - 1)
 
 
 def test_a_refusal_that_is_worded_anew_each_time_is_the_same_one() -> None:
     run = Run()
-    assert not run.stops(dict.fromkeys(ALL, "no (request 1)"), SMALL, after_s=LEAST_S - 1)
+    assert not run.stops(dict.fromkeys(ALL, "no (request 1)"), SMALL, after_s=MIN_WAIT_S - 1)
     assert run.stops(dict.fromkeys(ALL, "no (request 2)"), SMALL, after_s=1)
 
 
 def test_a_run_that_stops_says_which_key_is_refused() -> None:
     run = Run()
-    assert run.stops(ALL, SMALL, after_s=LEAST_S)
+    assert run.stops(ALL, SMALL, after_s=MIN_WAIT_S)
     assert run.told.splitlines() == [
-        "nothing is left that can serve the remaining lines:",
+        "no endpoint is left that can serve the remaining lines:",
         "  groq (its key: GROQ_API_KEY or SECOND_KEY): unauthorized: no",
         "  local: unauthorized: no",
     ]

@@ -70,6 +70,6 @@ def test_each_line_is_told_of_where_it_would_go_or_why_it_can_not(tmp_path: Path
     assert all(share[name] == summary[name] for name in ("expected_usd", "most_usd"))
     shown = CliRunner().invoke(main, command).stdout
     assert endpoint_id in shown
-    assert "5 lines, 2 of them good: about $0.00" in shown
+    assert "5 lines, 2 of them valid: about $0.00" in shown
     assert "line 4: no endpoint can serve this job" in shown
     assert "line 5: its deadline has passed" in shown

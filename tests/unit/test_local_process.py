@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from turnout_workers.local.process import SHORT_LIVES, Kept, StartFailed, start, stop, wait_until
+from turnout_workers.local.process import SHORT_LIVES, StartFailed, Supervised, start, stop, wait_until
 
 
 def child(log: Path, script: str) -> subprocess.Popen[bytes]:
@@ -16,13 +16,13 @@ def child(log: Path, script: str) -> subprocess.Popen[bytes]:
 
 
 def test_one_that_keeps_ending_at_once_is_started_again_a_few_times_and_no_more(tmp_path: Path) -> None:
-    kept = Kept("it", lambda: child(tmp_path / "log", "exit 3"))
+    supervised = Supervised("it", lambda: child(tmp_path / "log", "exit 3"))
     for _ in range(SHORT_LIVES - 1):
-        kept.process.wait()
-        assert kept.tend() == "it ended by itself, with code 3, and was started again"
-    kept.process.wait()
+        supervised.process.wait()
+        assert supervised.restart_if_ended() == "it ended by itself, with code 3, and was started again"
+    supervised.process.wait()
     with pytest.raises(StartFailed, match=r"^it ended by itself, with code 3, 3 times within 30 s of its start"):
-        kept.tend()
+        supervised.restart_if_ended()
 
 
 def test_one_that_does_not_come_up_is_told_of_with_the_end_of_its_log(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_providers_state_is_cut_on_a_narrow_screen_and_no_name_or_number() -> 
 
 def test_who_had_no_room_is_told_with_what_was_full() -> None:
     asked = {"waits_for": None, "action": "go", "no_room": {"groq/llama": "concurrency", "openai/gpt": "ceiling total"}}
-    assert _choice(asked, [], None) == "no room when asked: groq/llama (concurrency), openai/gpt (ceiling total)"
+    assert _choice(asked, [], None) == "no room: groq/llama (concurrency), openai/gpt (ceiling total)"
 
 
 def test_a_bar_tells_that_there_is_no_worker() -> None:

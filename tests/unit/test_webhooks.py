@@ -187,7 +187,7 @@ async def test_however_much_is_to_be_told_to_one_that_does_not_answer_others_are
     flushed: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhooks, "EVERY_S", 0.01)
-    monkeypatch.setattr(webhooks, "MOST", 3)
+    monkeypatch.setattr(webhooks, "MAX_DELIVERIES", 3)
     ledger = Ledger()
     for number in range(20):
         id, webhook = f"job {number}", "quick" if number % 10 == 9 else "silent"

@@ -1,4 +1,4 @@
-"""`turnout batch`: files handed over to a running fleet, and what becomes of them."""
+"""`turnout batch`: hand files over to a running fleet, and follow them."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def submit(source: str, **options: Any) -> None:
     batches = _batches()
     id = batches.submit(Source(source), file_options.defaults(options), options["max_cost_microusd"], options["dedupe"])
     with naming(id):
-        click.echo(id)  # before anything more that may fail: it runs
+        click.echo(id)  # before anything else can fail: the batch is running
     record = batches.record(id)
     if bad := record.counts.get("invalid"):
         total = counted(record.lines, "line")
-        click.echo(f"{bad:,} of {total} can't be run; `turnout batch results {id} -o -` says why", err=True)
+        click.echo(f"{bad:,} of {total} can't be run; see `turnout batch results {id} -o -`", err=True)
 
 
 @batch.command("list")
@@ -56,19 +56,20 @@ def list_batches(as_json: bool) -> None:
     """List batches, latest first."""
     records = _batches().all()
     if as_json:
-        for one in records:
-            print_json(_standing(one))
+        for record in records:
+            print_json(_state(record))
         return
     if not records:
         click.echo("There are no batches.")
         return
     columns = ("batch", "submitted (UTC)", "state", "lines", "ended", "from")
-    made = table(*columns, numbers=("lines", "ended"))
-    for one in records:
-        at = datetime.fromtimestamp(one.submitted_at, UTC)
-        ended = one.lines - one.counts.get("waiting", 0) - one.counts.get("under_way", 0)
-        add_row(made, one.id, f"{at:%Y-%m-%d %H:%M:%S}", one.standing, f"{one.lines:,}", f"{ended:,}", one.source)
-    screen.show(standard_output(), made)
+    listed = table(*columns, numbers=("lines", "ended"))
+    for record in records:
+        at = datetime.fromtimestamp(record.submitted_at, UTC)
+        ended = record.lines - record.counts.get("waiting", 0) - record.counts.get("under_way", 0)
+        counts = f"{record.lines:,}", f"{ended:,}"
+        add_row(listed, record.id, f"{at:%Y-%m-%d %H:%M:%S}", record.standing, *counts, record.source)
+    screen.show(standard_output(), listed)
 
 
 @batch.command()
@@ -77,11 +78,11 @@ def list_batches(as_json: bool) -> None:
 def show(id: str, as_json: bool) -> None:
     """Show how many lines of a batch are done and what it has cost."""
     here = deployment()
-    told = _told(here, _batches(here).record(id))
+    progress = _progress(here, _batches(here).record(id))
     if as_json:
-        print_json(told)
+        print_json(progress)
     else:
-        click.echo(_line(told))
+        click.echo(_line(progress))
 
 
 @batch.command()
@@ -95,7 +96,7 @@ def watch(id: str) -> None:
       1  some lines have none
     """
     here, last, away = deployment(), "", False
-    record, line = _look(here, id)  # whatever is wrong now would be so for ever
+    record, line = _look(here, id)  # not caught: an error of the first look won't go away
     while True:
         if line != last:
             click.echo(line, err=away)
@@ -105,16 +106,16 @@ def watch(id: str) -> None:
         time.sleep(1)
         try:
             (record, line), away = _look(here, id), False
-        except redis.AuthenticationError:  # which redis-py has among the next
+        except redis.AuthenticationError:  # a subclass of ConnectionError
             raise
         except (redis.ConnectionError, redis.TimeoutError) as error:  # it is away, and may come back
             line, away = explain(error), True
 
 
 def _look(here: Deployment, id: str) -> tuple[Record, str]:
-    """How a batch is, and a line that tells it."""
+    """A batch's record, and its progress as a line."""
     record = _batches(here).record(id)
-    return record, _line(_told(here, record))
+    return record, _line(_progress(here, record))
 
 
 @batch.command()
@@ -152,8 +153,8 @@ def cancel(id: str) -> None:
     here = deployment()
     run = id.startswith(RUN)
     jobs = cancel_live(here.client, here.ledger, id) if run else _batches(here).cancel(id)
-    none = "; Redis has no record of a run, so either none of its jobs is left, or there was no such run"
-    click.echo(f"{counted(jobs, 'job')} cancelled{none if run and not jobs else ''}")
+    why_none = "; either none of this run's jobs is left, or there was no such run: Redis keeps no record of runs"
+    click.echo(f"{counted(jobs, 'job')} cancelled{why_none if run and not jobs else ''}")
 
 
 @batch.command()
@@ -199,20 +200,20 @@ def _move(id: str, move: Callable[[Batches, str], None]) -> None:
     click.echo(_look(here, id)[1])
 
 
-def _told(here: Deployment, record: Record) -> dict[str, Any]:
+def _progress(here: Deployment, record: Record) -> dict[str, Any]:
     (spent, unsure), workers = here.ask(here.ledger.money(record.id), here.ledger.workers())
-    return {**_standing(record), "workers": len(workers), "spent_microusd": spent, "unsure_microusd": unsure}
+    return {**_state(record), "workers": len(workers), "spent_microusd": spent, "unsure_microusd": unsure}
 
 
-def _standing(record: Record) -> dict[str, Any]:
-    standing = {"state": record.standing, "counts": record.counts, "ended": record.ended}
-    return {**record.model_dump(mode="json"), **standing}
+def _state(record: Record) -> dict[str, Any]:
+    state = {"state": record.standing, "counts": record.counts, "ended": record.ended}
+    return {**record.model_dump(mode="json"), **state}
 
 
-def _line(told: dict[str, Any]) -> str:
-    counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in sorted(told["counts"].items()))
-    standing = ": ".join(filter(None, (counted(told["lines"], "line"), counts)))
-    limit = "" if (ceiling := told["max_cost_microusd"]) is None else f" of {dollars(ceiling)}"
-    money = f"{dollars(told['spent_microusd'])}{limit} spent, {dollars(told['unsure_microusd'])} unsure"
-    idle = "" if told["ended"] or told["workers"] else "; no worker is running (turnout worker)"
-    return f"{told['id']}: {told['state']}; {standing}; {money}{idle}"
+def _line(progress: dict[str, Any]) -> str:
+    counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in sorted(progress["counts"].items()))
+    lines = ": ".join(filter(None, (counted(progress["lines"], "line"), counts)))
+    limit = "" if (ceiling := progress["max_cost_microusd"]) is None else f" of {dollars(ceiling)}"
+    money = f"{dollars(progress['spent_microusd'])}{limit} spent, {dollars(progress['unsure_microusd'])} unsure"
+    idle = "" if progress["ended"] or progress["workers"] else "; no worker is running (turnout worker)"
+    return f"{progress['id']}: {progress['state']}; {lines}; {money}{idle}"

@@ -1,7 +1,7 @@
-"""When a run can't go on: all that could serve what is left of it refuses us, which only its user can mend.
+"""Notices that a run can't go on: every endpoint that could serve the rest refuses us, which only the user can fix.
 
-With all providers down, jobs wait; they don't fail. But a key that is refused, an account without credit and a model
-that isn't there stay so until somebody acts, and nobody looks at a run that was begun by cron.
+With all providers down, jobs wait; they don't fail. But a refused key, an account without credit or a missing model
+stays so until somebody acts, and a run that cron started would wait for ever.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from turnout_workers.config import Settings
 from turnout_workers.config.credentials import key_locations
 from turnout_workers.routing.fleet import Fleet
 
-LEAST_S = 10.0
-"""How long a run waits at least: a worker's first health check, which may find a better key good, takes up to 8 s."""
+MIN_WAIT_S = 10.0
+"""Shortest wait before a run is given up: a worker's first health check, which may accept a better key, takes up to
+8 s."""
 
 
 class DeadEnd(TurnoutError):
-    """All that could serve what is left of a run refuses us."""
+    """Every endpoint that could serve the rest of a run refuses us."""
 
 
 class DeadEndWatch:
-    """Looks on while a run goes on."""
+    """Watches a run."""
 
     def __init__(self, fleet: Fleet, settings: Settings, now: Callable[[], float] = time.monotonic) -> None:
         self._fleet, self._settings, self._now = fleet, settings, now
@@ -33,24 +34,24 @@ class DeadEndWatch:
         self._since = now()
 
     def look(self, disabled: Mapping[str, str], waiting: Iterable[InferenceRequest], answered: bool) -> None:
-        """Raises DeadEnd if it can't go on.
+        """Raises DeadEnd if the run can't go on.
 
-        disabled: by endpoint id, why; without those that still have calls. waiting: what is in the queue.
+        disabled: reasons by endpoint id, without endpoints that still have calls. waiting: the queued requests.
         """
-        # One that has answered may do so again: the workers' health checks have to ask it once more.
-        patience_s = max(LEAST_S, 1.5 * self._settings.config.router.health_check_interval) if answered else LEAST_S
-        if disabled.keys() != self._disabled:  # their words may differ each time, by a call's id, say
+        # An endpoint that has answered may recover: the workers' health checks must have checked it once more.
+        wait_s = max(MIN_WAIT_S, 1.5 * self._settings.config.router.health_check_interval) if answered else MIN_WAIT_S
+        if disabled.keys() != self._disabled:  # reasons may differ each time, for example by a call's id
             self._disabled, self._since = disabled.keys(), self._now()
-        if not disabled or self._now() - self._since < patience_s:
+        if not disabled or self._now() - self._since < wait_s:
             return
         self._since = self._now()
         rest = Fleet(endpoint for endpoint in self._fleet.endpoints if endpoint.id not in disabled)
         unservable = (refusal(request, rest) is not None for request in waiting)
         if next(unservable, False) and all(unservable):
-            raise DeadEnd(self._told(disabled))
+            raise DeadEnd(self._message(disabled))
 
-    def _told(self, disabled: Mapping[str, str]) -> str:
-        lines = {"nothing is left that can serve the remaining lines:": None}
+    def _message(self, disabled: Mapping[str, str]) -> str:
+        lines = {"no endpoint is left that can serve the remaining lines:": None}
         for endpoint in self._fleet.endpoints:
             if (why := disabled.get(endpoint.id)) is not None:
                 keys = " or ".join(key_locations(self._settings.config.providers[endpoint.provider]))

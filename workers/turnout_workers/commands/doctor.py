@@ -1,4 +1,4 @@
-"""`turnout doctor`: is all fit for production, and what is to be done?"""
+"""`turnout doctor`: is everything fit for production, and what must be done?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from turnout.errors import TurnoutError
 from turnout.redis_trouble import explain
-from turnout_workers.commands.providers import answers_of
+from turnout_workers.commands.providers import health_checks
 from turnout_workers.commands.screen import print_json
 from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.state import fitness
@@ -26,13 +26,13 @@ SIGNS = {True: "ok  ", False: "DO  ", None: "?   "}
 )
 def doctor(as_json: bool) -> None:
     """Check configuration, keys and Redis. Says what to do; the exit code is 1 if there is anything."""
-    told = [*_checks()]
-    for well, text in told:
+    checks = [*_checks()]
+    for ok, text in checks:
         if as_json:
-            print_json({"ok": well, "text": text})
+            print_json({"ok": ok, "text": text})
         else:
-            click.echo(f"{SIGNS[well]} {text}")
-    sys.exit(1 if any(well is False for well, _ in told) else 0)
+            click.echo(f"{SIGNS[ok]} {text}")
+    sys.exit(1 if any(ok is False for ok, _ in checks) else 0)
 
 
 def _checks() -> Iterator[tuple[bool | None, str]]:
@@ -40,14 +40,14 @@ def _checks() -> Iterator[tuple[bool | None, str]]:
         here = deployment(with_keys=True)
         endpoints = here.fleet.endpoints
     except TurnoutError as error:
-        yield from ((False, str(error)), (None, "nothing else can be looked at before that"))
+        yield from ((False, str(error)), (None, "nothing else can be checked before that"))
         return
     yield True, f"configuration {here.settings.version} from {here.settings.source.where}"
     yield True, f"{len(endpoints)} endpoints; Python {sys.version.split()[0]}, turnout {version('turnout')}"
-    for name, wrong in asyncio.run(answers_of(here.settings)).items():
-        yield not wrong, f"{name} {wrong or 'answers'}"
+    for name, problem in asyncio.run(health_checks(here.settings)).items():
+        yield not problem, f"{name} {problem or 'answers'}"
     if unpriced := ", ".join(endpoint.id for endpoint in endpoints if endpoint.price is None):
-        yield False, f"no price is known of {unpriced}: set input_usd_per_mtok and output_usd_per_mtok"
+        yield False, f"the price of {unpriced} is unknown: set input_usd_per_mtok and output_usd_per_mtok"
     if here.settings.simulated:
         yield False, "some providers are simulated: their answers are made up"
     try:
@@ -58,14 +58,14 @@ def _checks() -> Iterator[tuple[bool | None, str]]:
 
 
 def _restart(here: Deployment) -> tuple[bool | None, str]:
-    """Whether a restart finds the jobs: Redis 7, and Valkey before 9.1.2, read their AOF as the user `default`."""
+    """Whether jobs survive a restart: Redis 7, and Valkey before 9.1.2, read their AOF as the user `default`."""
     try:
         rights = here.client.acl_dryrun("default", "HSET", here.ledger.keys.job("any"), "state", "queued")
     except ResponseError:
-        return None, "the rights of the ACL user `default` can't be seen with this login, which needs acl|dryrun"
+        return None, "this login can't see the rights of the ACL user `default`: it needs acl|dryrun"
     if rights in (b"OK", "OK"):
-        return True, "the ACL user `default`, as which Redis reads its append-only file, has the rights for it"
+        return True, "the ACL user `default` has the rights that Redis needs to read its append-only file"
     return False, (
-        "the ACL user `default` has not the rights with which Redis reads its append-only file: a restart may lose "
-        "every job; give it ~* &* +@all, and let it be off"
+        "the ACL user `default` lacks the rights that Redis needs to read its append-only file: a restart may lose "
+        "every job; give it ~* &* +@all, and leave it off"
     )

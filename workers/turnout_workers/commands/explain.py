@@ -21,10 +21,10 @@ from turnout_workers.deployment import deployment
 from turnout_workers.routing import decision_log
 
 COLUMNS = ("\ncandidate", "\nscore", "\ncost", "\nlatency", "\nlate", "\nwait", "\nerrors", "calls\nahead")
-"""Of a decision's candidates, as expected then; a lower score is better. `calls ahead`: in flight, or asked for by the
-same worker a moment before, and so perhaps more than there are slots. `--json` has more."""
+"""A decision's candidates, with the values expected then; a lower score is better. `calls ahead` are in flight, or were
+requested by the same worker a moment before, so there may be more than there are slots. `--json` has more."""
 EXCLUDED = ("reason", "text", "endpoints", "more")
-"""Names of the parts of an exclusion, in JSON."""
+"""Names of an exclusion's parts in JSON."""
 
 
 @click.command()
@@ -42,19 +42,19 @@ def explain(job: str, as_json: bool, strategy: str | None) -> None:
     decisions = [event["decision"] for event in story if "decision" in event]
     what_if = list(decision_log.choices(decisions, RoutingStrategy(strategy))) if strategy else []
     if as_json:
-        told = {"job": job, **facts.model_dump(mode="json", include={"state", "lane", "label", "batch"})}
-        told["story"] = [*map(_named, story)]
-        told["result"] = result.model_dump(mode="json", exclude={"response": CONTENT}) if result else None
+        story_json = {"job": job, **facts.model_dump(mode="json", include={"state", "lane", "label", "batch"})}
+        story_json["story"] = [*map(_named, story)]
+        story_json["result"] = result.model_dump(mode="json", exclude={"response": CONTENT}) if result else None
         if strategy:
-            told["what_if"] = [choice._asdict() for choice in what_if]
-        print_json(told)
+            story_json["what_if"] = [choice._asdict() for choice in what_if]
+        print_json(story_json)
         return
     console = standard_output()
     console.print(Text.assemble((job, "bold"), f"  {facts.lane} · {facts.label} · {facts.state}"))
     for day, events in itertools.groupby(story, lambda event: f"{_time(event):%Y-%m-%d}"):
         console.print(f"{day} UTC")
         for event in events:
-            _tell(console, event, story[0]["at"])
+            _print_event(console, event, story[0]["at"])
     if result is not None:
         _attempts(console, result)
     if strategy:
@@ -62,7 +62,7 @@ def explain(job: str, as_json: bool, strategy: str | None) -> None:
 
 
 def _named(event: dict[str, Any]) -> dict[str, Any]:
-    """An event for programs: what is kept short has its names, and the time is in seconds."""
+    """An event for programs: with names for what is stored as bare lists, and the time in seconds."""
     named = {**event, "at": event["at"] / 1000}
     if (decision := event.get("decision")) is not None:
         candidates = [row._asdict() for row in decision_log.candidates(decision)]
@@ -75,7 +75,7 @@ def _time(event: dict[str, Any]) -> datetime:
     return datetime.fromtimestamp(event["at"] / 1000, UTC)
 
 
-def _tell(console: Console, event: dict[str, Any], began: int) -> None:
+def _print_event(console: Console, event: dict[str, Any], began: int) -> None:
     rest = {k: v for k, v in event.items() if k not in ("at", "event", "decision")}
     words = ", ".join(f"{name} {value}" for name, value in rest.items())
     passed_s = (event["at"] - began) / 1000
@@ -90,31 +90,31 @@ def _decision(console: Console, decision: dict[str, Any]) -> None:
     called = decision.get("called")
     console.print(f"    by {decision['strategy']}: {_choice(decision, [row.id for row in rows], called)}")
     if rows:
-        made = table(*COLUMNS, numbers=COLUMNS[1:], whole=COLUMNS[:1])
+        candidates = table(*COLUMNS, numbers=COLUMNS[1:], whole=COLUMNS[:1])
         for row in rows:
             cost = "?" if row.cost_microusd is None else dollars(math.ceil(row.cost_microusd))
             numbers = [f"{row.score:.4g}" if row.score is not None else "", cost, f"{row.latency_s:.2f} s"]
             numbers += [f"{row.p_late:.0%}", f"{row.wait_s:.1f} s" if row.wait_s else ""]
             numbers += [f"{row.error_rate:.0%}", str(row.in_flight)]
-            add_row(made, row.id, *numbers, style="bold" if row.id == called else "")
-        made.padding, made.show_edge = 0, False
-        show(console, made, columns=4)
+            add_row(candidates, row.id, *numbers, style="bold" if row.id == called else "")
+        candidates.padding, candidates.show_edge = 0, False
+        show(console, candidates, columns=4)
     for reason, text, ids, more in decision_log.excluded(decision):
         others = f" and {more:,} more" if more else ""
         console.print(indented(f"not {', '.join(ids)}{others}: {text} ({reason})", 4, "dim"))
 
 
 def _choice(decision: dict[str, Any], ranked: Sequence[str], called: str | None) -> str:
-    """What was done, in words."""
+    """What was done, as text."""
     if called is not None:
-        place = ranked.index(called) + 1 if called in ranked else 1
-        above = "" if place == 1 else f", ranked {place} of {len(ranked)}: no room above it when asked, or called again"
-        return f"called {called}{above}"
+        rank = ranked.index(called) + 1 if called in ranked else 1
+        why = "" if rank == 1 else f", ranked {rank} of {len(ranked)}: the better ones had no room, or it was a retry"
+        return f"called {called}{why}"
     if decision["waits_for"]:
         return f"waits for {decision['waits_for']}, {decision['wait_s']:.1f} s"
     if decision["action"] == "go":
         full = (f"{endpoint} ({reason})" for endpoint, reason in decision.get("no_room", {}).items())
-        return f"no room when asked: {', '.join(full) or 'the best of them'}"
+        return f"no room: {', '.join(full) or 'the best of them'}"
     return "nothing can serve it" if decision["action"] == "refuse" else f"waits {decision['wait_s']:.1f} s"
 
 
@@ -124,9 +124,9 @@ def _attempts(console: Console, result: JobResult) -> None:
         money = dollars(attempt.cost_microusd)
         if attempt.unsure_microusd:
             money += f", perhaps {dollars(attempt.unsure_microusd)} more"
-        said = f"  {attempt.message}" if attempt.message else ""
-        told = f"{number}. {attempt.endpoint}: {ended} after {attempt.duration_s:.2f} s, {money}{said}"
-        console.print(indented(told, 2))
+        message = f"  {attempt.message}" if attempt.message else ""
+        line = f"{number}. {attempt.endpoint}: {ended} after {attempt.duration_s:.2f} s, {money}{message}"
+        console.print(indented(line, 2))
     console.print(result.summary(), style="bold")
 
 

@@ -1,4 +1,4 @@
-"""What commands that take a file share: options that hold for all of its lines, and how they end."""
+"""What commands that take a file share: options for all of its lines, and exit codes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from turnout_workers.routing.profile import JobProfile
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 DONE, SOME_FAILED, REFUSED = 0, 1, 4
-"""Exit codes, beside those of `turnout.cli`."""
+"""Exit codes, in addition to those of `turnout.cli`."""
 LANE = click.Choice([lane.value for lane in Lane])
 STRATEGY = click.Choice([strategy.value for strategy in RoutingStrategy])
 _UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 def dollars(text: str) -> int:
-    """A sum on the command line, in micro-dollars."""
+    """Parse an amount of dollars, in micro-dollars."""
     try:
         usd = float(text)
     except ValueError:
@@ -37,11 +37,11 @@ def dollars(text: str) -> int:
 
 
 def duration(text: str) -> float:
-    """A length of time on the command line (`90`, `90s`, `30m`, `24h`, `7d`), in seconds."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
-    if found is None or not float(found[1]):
+    """Parse a duration (`90`, `90s`, `30m`, `24h`, `7d`), in seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
+    if match is None or not float(match[1]):
         raise click.BadParameter(f"{text!r} is not a duration such as 90s, 30m, 24h or 7d")
-    return float(found[1]) * _UNITS_S[found[2]]
+    return float(match[1]) * _UNITS_S[match[2]]
 
 
 OPTIONS = (
@@ -67,33 +67,33 @@ OPTIONS = (
 
 
 def line_options(command: Command) -> Command:
-    """Adds them to a command; `defaults` reads those that a line may have itself."""
+    """Add these options to a command. `defaults` reads those that a line may set itself."""
     for option in reversed(OPTIONS):
         command = option(command)
     return command
 
 
 def defaults(options: Mapping[str, Any]) -> Defaults:
-    """What a line gets that does not say it itself. Raises UsageError for what no line can have."""
+    """Values for lines that don't set them. Raises UsageError if they aren't valid for any line."""
 
-    def said(*names: str) -> dict[str, Any]:
+    def chosen(*names: str) -> dict[str, Any]:
         return {name: options[name] for name in names if options[name] not in (None, ())}
 
-    found = Defaults(said("model"), said("strategy", "lane", "only", "deadline_s"))
+    values = Defaults(chosen("model"), chosen("strategy", "lane", "only", "deadline_s"))
     try:
-        InferenceRequest.model_validate({"prompt": "", **found.request, "constraints": found.constraints})
+        InferenceRequest.model_validate({"prompt": "", **values.request, "constraints": values.constraints})
     except ValidationError as error:
         raise click.UsageError(explain(error)) from error
-    return found
+    return values
 
 
-def kept(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What may not change while a file is under way: the ids of its jobs depend on it."""
-    told = defaults(options)
-    return {**told.request, **told.constraints, **({"dedupe": True} if options["dedupe"] else {})}
+def fixed_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that may not change until a file is finished, because its jobs' ids depend on them."""
+    values = defaults(options)
+    return {**values.request, **values.constraints, **({"dedupe": True} if options["dedupe"] else {})}
 
 
 def refusal(request: InferenceRequest, fleet: Fleet) -> str | None:
-    """Why no endpoint of the fleet can ever serve it; None: one can."""
-    found = eligibility.refusal(JobProfile.of(request), fleet)
-    return None if found is None else str(found)
+    """Why no endpoint of the fleet can ever serve the request; None: one can."""
+    refused = eligibility.refusal(JobProfile.of(request), fleet)
+    return None if refused is None else str(refused)

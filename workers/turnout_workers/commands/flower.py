@@ -36,7 +36,7 @@ def flower(address: str, port: int, db: Path) -> None:
             "FLOWER_AUTH for OAuth), or listen on 127.0.0.1"
         )
     here = deployment()
-    _ = here.fleet  # if there is none, it is said now, and not by the tab
+    _ = here.fleet  # fail now if there is none, not in the tab
     from turnout_workers.monitoring.flower import serve
 
     try:

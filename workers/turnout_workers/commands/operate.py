@@ -1,4 +1,4 @@
-"""What an operator does to jobs and endpoints: list the failed, replay, cancel, isolate, restore."""
+"""Commands for jobs and endpoints: list failed jobs, replay, cancel, isolate, restore."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from turnout_workers.state.store import Mark
 
 PAGE = 500
 SHOWN = 200
-"""Characters of an error in the list; `turnout explain` has it all."""
+"""Characters of an error in the list; `turnout explain` shows all of it."""
 CHOSEN_BY = {
     "batch": "of this batch",
     "provider": "whose last call went to this provider",
@@ -31,8 +31,8 @@ CHOSEN_BY = {
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _choosing(command: Command) -> Command:
-    """Adds the options by which failed jobs are chosen."""
+def _selecting(command: Command) -> Command:
+    """Add the options that select failed jobs."""
     for name, which in CHOSEN_BY.items():
         command = click.option(f"--{name}", help=f"Only failed jobs {which}.")(command)
     return command
@@ -48,19 +48,19 @@ def _failed(here: Deployment, **wanted: str | None) -> Iterator[tuple[Facts, Job
         for job, result in zip(facts, results, strict=True):
             if job is None or result is None or job.state != "failed":
                 continue
-            told = {**_cause(result), "batch": job.batch}
-            if all(value in (None, told[name]) for name, value in wanted.items()):
+            fields = {**_cause(result), "batch": job.batch}
+            if all(value in (None, fields[name]) for name, value in wanted.items()):
                 yield job, result
 
 
 def _cause(result: JobResult) -> dict[str, str]:
-    """Its error's code, and the provider that was called last, if any was."""
+    """Its error code, and the provider called last, if any."""
     last = result.attempts[-1].provider if result.attempts else ""
     return {"error": result.error.code if result.error else "", "provider": last}
 
 
 def _known(here: Deployment, jobs: Sequence[str]) -> list[tuple[str, Facts]]:
-    """Those of the jobs that there are. Of the others it is said, on standard error."""
+    """Those of the jobs that exist. The others are reported on standard error."""
     facts = dict(zip(jobs, here.ask(*map(here.ledger.facts, jobs)), strict=True))
     for job_id in (job_id for job_id, job in facts.items() if job is None):
         click.echo(printable(f"{job_id}: no such job"), err=True)
@@ -69,7 +69,7 @@ def _known(here: Deployment, jobs: Sequence[str]) -> list[tuple[str, Facts]]:
 
 @click.command()
 @click.option("--limit", type=click.IntRange(1), default=50, help="How many to list.")
-@_choosing
+@_selecting
 @click.option("--count", is_flag=True, help="Count them all, by error and by the provider called last.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def failed(limit: int, count: bool, as_json: bool, **wanted: str | None) -> None:
@@ -77,45 +77,45 @@ def failed(limit: int, count: bool, as_json: bool, **wanted: str | None) -> None
     matching = _failed(deployment(), **wanted)
     listed = itertools.islice(matching, limit)
     if as_json:
-        for told in _causes(matching) if count else itertools.starmap(_told, listed):
-            print_json(told)
+        for fields in _causes(matching) if count else itertools.starmap(_fields, listed):
+            print_json(fields)
     elif count:
-        made = table("error", "provider", "jobs", "the latest", numbers=("jobs",))
+        causes = table("error", "provider", "jobs", "latest", numbers=("jobs",))
         for cause in _causes(matching):
-            add_row(made, cause["error"], cause["provider"], f"{cause['jobs']:,}", cause["latest"])
-        show(standard_output(), made)
+            add_row(causes, cause["error"], cause["provider"], f"{cause['jobs']:,}", cause["latest"])
+        show(standard_output(), causes)
     else:
-        console, found = standard_output(), list(listed)
-        for job, result in found:
+        console, shown = standard_output(), list(listed)
+        for job, result in shown:
             at, attempts = datetime.fromtimestamp(job.settled_at or 0, UTC), counted(len(result.attempts), "attempt")
             console.print(f"{result.id}  {at:%Y-%m-%d %H:%M:%S} UTC  {job.label}, {attempts}")
             if result.error:
                 console.print(indented(f"{result.error.code}: {result.error.message}"[:SHOWN], 4))
-        if not found:
+        if not shown:
             console.print("No job has failed" + (" like that." if any(wanted.values()) else "."))
         elif next(matching, None):
             console.print("… and more: --count counts them all by cause, --limit lists more of them")
 
 
-def _told(job: Facts, result: JobResult) -> dict[str, Any]:
+def _fields(job: Facts, result: JobResult) -> dict[str, Any]:
     facts = job.model_dump(mode="json", include={"lane", "label", "batch"})
     return result.model_dump(mode="json", exclude={"response"}) | facts
 
 
-def _causes(found: Iterable[tuple[Facts, JobResult]]) -> list[dict[str, Any]]:
-    """Of failed jobs, the most frequent first, each with the latest of its jobs, to be explained."""
+def _causes(failed_jobs: Iterable[tuple[Facts, JobResult]]) -> list[dict[str, Any]]:
+    """The causes of failed jobs, the most frequent first, each with its latest job, for `turnout explain`."""
     causes: dict[tuple[str, ...], dict[str, Any]] = {}
-    for _, result in found:
+    for _, result in failed_jobs:
         cause = _cause(result)
-        told = causes.setdefault(tuple(cause.values()), {**cause, "jobs": 0, "latest": result.id})
-        told["jobs"] += 1
-    return sorted(causes.values(), key=lambda told: -told["jobs"])
+        row = causes.setdefault(tuple(cause.values()), {**cause, "jobs": 0, "latest": result.id})
+        row["jobs"] += 1
+    return sorted(causes.values(), key=lambda row: -row["jobs"])
 
 
 @click.command()
 @click.argument("jobs", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every failed job.")
-@_choosing
+@_selecting
 def replay(jobs: tuple[str, ...], everything: bool, **wanted: str | None) -> None:
     """Run jobs again that failed, expired or were cancelled.
 
@@ -126,19 +126,19 @@ def replay(jobs: tuple[str, ...], everything: bool, **wanted: str | None) -> Non
       2  there is no such job
     """
     if bool(jobs) == (everything or any(wanted.values())):
-        raise click.UsageError("name jobs, or else give --all, --error, --provider or --batch")
+        raise click.UsageError("name jobs, or give --all, --error, --provider or --batch")
     here = deployment()
-    found = _known(here, jobs) if jobs else [(result.id, job) for job, result in _failed(here, **wanted)]
+    selected = _known(here, jobs) if jobs else [(result.id, job) for job, result in _failed(here, **wanted)]
     done, named = 0, len(set(jobs))
-    for at in range(0, len(found), PAGE):
-        page = found[at : at + PAGE]
+    for at in range(0, len(selected), PAGE):
+        page = selected[at : at + PAGE]
         replies = here.ask(*(here.ledger.replay(job_id, job.batch) for job_id, job in page))
         for (job_id, job), again in zip(page, replies, strict=True):
             done += again
             if not again:
                 click.echo(printable(f"{job_id}: is {job.state}, and not run again"))
-    click.echo(f"{done:,} of {counted(named or len(found), 'job')} run again")
-    sys.exit(UNUSABLE if len(found) < named else SOME_FAILED if done < named else DONE)
+    click.echo(f"{done:,} of {counted(named or len(selected), 'job')} run again")
+    sys.exit(UNUSABLE if len(selected) < named else SOME_FAILED if done < named else DONE)
 
 
 @click.command()
@@ -149,11 +149,11 @@ def cancel(jobs: tuple[str, ...]) -> None:
     A call in flight is aborted at its worker's next heartbeat. The exit code is 2 if there is no such job.
     """
     here = deployment()
-    found = _known(here, jobs)
-    for job_id, job in found:
+    selected = _known(here, jobs)
+    for job_id, job in selected:
         ended = here.ask(here.ledger.cancel(job_id, job.batch))[0]
         click.echo(printable(f"{job_id}: {'cancelled' if ended.accepted else f'was {ended.state} already'}"))
-    sys.exit(UNUSABLE if len(found) < len(set(jobs)) else DONE)
+    sys.exit(UNUSABLE if len(selected) < len(set(jobs)) else DONE)
 
 
 @click.command()

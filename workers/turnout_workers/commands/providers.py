@@ -27,11 +27,11 @@ UNITS["concurrency"] = "at once"
 ADVICE = {
     FailureKind.UNAUTHORIZED: "put a good key where this one came from",
     FailureKind.BILLING: "add credit, or raise the spend limit, at the provider",
-    FailureKind.FORBIDDEN: "this key may not list models, which calls don't need; or give it the right",
-    FailureKind.MODEL_NOT_FOUND: "nothing can be asked there for free; or base_url or version is wrong",
-    FailureKind.UNAVAILABLE: "look at base_url, the network, and whether it needs a proxy",
-    FailureKind.TIMED_OUT: "look at base_url and the network",
-    FailureKind.MALFORMED: "look at base_url: something else answers there",
+    FailureKind.FORBIDDEN: "this key may not list models; calls don't need that, or grant it the right",
+    FailureKind.MODEL_NOT_FOUND: "either it has no free health check, or base_url or version is wrong",
+    FailureKind.UNAVAILABLE: "check base_url, the network, and whether it needs a proxy",
+    FailureKind.TIMED_OUT: "check base_url and the network",
+    FailureKind.MALFORMED: "check base_url: something else answers there",
     FailureKind.RATE_LIMITED: "nothing: the key is good",
 }
 """What to do about a health check that failed."""
@@ -43,24 +43,24 @@ ADVICE = {
 def providers(check: bool, as_json: bool) -> None:
     """List providers, models, prices, limits and health. Prices are in USD per million tokens."""
     here = deployment(with_keys=check)
-    told = _look(here)
-    answers = asyncio.run(answers_of(here.settings)) if check else {}
+    rows = _rows(here)
+    problems = asyncio.run(health_checks(here.settings)) if check else {}
     if as_json:
-        print_json({"endpoints": told, **({"checks": answers} if check else {})})
+        print_json({"endpoints": rows, **({"checks": problems} if check else {})})
     else:
         console = standard_output()
-        for one in told:
-            health = one["health"] or "health unknown, for Redis can't be asked"
-            console.print(f"{one['endpoint']}: {health}", style="" if health == WELL else "yellow")
-            for line in _lines(one):
+        for row in rows:
+            health = row["health"] or "health unknown: Redis can't be reached"
+            console.print(f"{row['endpoint']}: {health}", style="" if health == WELL else "yellow")
+            for line in _lines(row):
                 console.print(indented(line, 4))
-        for name, wrong in answers.items():
-            click.echo(f"{name}: {wrong or 'answers'}")
-    sys.exit(1 if any(answers.values()) else 0)
+        for name, problem in problems.items():
+            click.echo(f"{name}: {problem or 'answers'}")
+    sys.exit(1 if any(problems.values()) else 0)
 
 
-def _look(here: Deployment) -> list[dict[str, Any]]:
-    """All endpoints, as plain values. `health` is None where Redis can't be asked."""
+def _rows(here: Deployment) -> list[dict[str, Any]]:
+    """All endpoints, as plain values. `health` is None if Redis can't be reached."""
     try:
         state, known = here.ask(state_operation(here.ledger.keys))[0], True
     except redis.RedisError:
@@ -78,8 +78,8 @@ def _row(view: EndpointView, at: float) -> dict[str, Any]:
         "input_usd_per_mtok": price.input if price else None,
         "output_usd_per_mtok": price.output if price else None,
         "price_from": price.source if price else None,
-        "limits": _told(endpoint.limits),
-        "shared_limits": _told(endpoint.shared_limits),
+        "limits": _set_limits(endpoint.limits),
+        "shared_limits": _set_limits(endpoint.shared_limits),
         "context_tokens": endpoint.context_tokens,
         "capabilities": sorted(endpoint.capabilities),
         "health": wrong[1] if wrong else health_word(view.health, at),
@@ -87,31 +87,31 @@ def _row(view: EndpointView, at: float) -> dict[str, Any]:
     }
 
 
-def _told(limits: Limits) -> dict[str, int]:
+def _set_limits(limits: Limits) -> dict[str, int]:
     return {name: limit for name, limit in asdict(limits).items() if limit is not None}
 
 
-def _lines(one: dict[str, Any]) -> Iterator[str]:
-    if one["model"] != one["sent_as"]:
-        yield f"sent as {one['sent_as']}"
-    if one["input_usd_per_mtok"] is None:
+def _lines(row: dict[str, Any]) -> Iterator[str]:
+    if row["model"] != row["sent_as"]:
+        yield f"sent as {row['sent_as']}"
+    if row["input_usd_per_mtok"] is None:
         yield "price unknown"
     else:
-        whose = "yours" if one["price_from"] == OPERATOR else one["price_from"]
-        yield f"${one['input_usd_per_mtok']:g} in, ${one['output_usd_per_mtok']:g} out ({whose})"
-    context = f"{one['context_tokens']:,} tokens of context" if one["context_tokens"] else "context unknown"
-    yield ", ".join([context, *one["capabilities"], *(["simulated"] if one["simulated"] else [])])
-    shared = one["shared_limits"]
-    own = {name: limit for name, limit in one["limits"].items() if shared.get(name) != limit}
+        whose = "yours" if row["price_from"] == OPERATOR else row["price_from"]
+        yield f"${row['input_usd_per_mtok']:g} in, ${row['output_usd_per_mtok']:g} out ({whose})"
+    context = f"{row['context_tokens']:,} tokens of context" if row["context_tokens"] else "context unknown"
+    yield ", ".join([context, *row["capabilities"], *(["simulated"] if row["simulated"] else [])])
+    shared = row["shared_limits"]
+    own = {name: limit for name, limit in row["limits"].items() if shared.get(name) != limit}
     for limits, of in ((own, ""), (shared, ", all of its models together")):
         if limits:
             yield ", ".join(f"{value:,} {UNITS[name]}" for name, value in limits.items()) + of
 
 
-async def answers_of(settings: Settings) -> dict[str, str]:
-    """Ask every account's free health endpoint: what is wrong with it and what to do, or nothing."""
+async def health_checks(settings: Settings) -> dict[str, str]:
+    """Check every account's free health endpoint. Returns what is wrong and what to do, or an empty text."""
 
-    async def ask(connector: CloudProviderBase) -> str:
+    async def check(connector: CloudProviderBase) -> str:
         try:
             await connector.check_health()
         except ProviderError as error:
@@ -120,5 +120,5 @@ async def answers_of(settings: Settings) -> dict[str, str]:
         return ""
 
     async with aclosing(Http()) as http:
-        asked = {one.endpoints[0].account_id: ask(build(one, http)) for one in accounts(settings)}
-        return dict(zip(asked, await asyncio.gather(*asked.values()), strict=True))
+        checks = {config.endpoints[0].account_id: check(build(config, http)) for config in accounts(settings)}
+        return dict(zip(checks, await asyncio.gather(*checks.values()), strict=True))

@@ -1,4 +1,4 @@
-"""`turnout run`: every line of a file, on one machine, with whatever is there."""
+"""`turnout run`: every line of a file, on one machine, with the providers that are available."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ from turnout_workers.simulator.scenario import DEFAULT
 from turnout_workers.state.fleet_view import FleetView
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-PATIENCE = 120
-"""Tries. A Redis that restarts is waited for, a minute or so: each step of the feeder can be asked again."""
+MAX_TRIES = 120
+"""Tries to reach Redis, which take about a minute: enough for a restart. Each step of the feeder can be repeated."""
 SIMULATED = (
     "SIMULATED: {}. Their answers are made up, and no model is run for them. To run on real providers, set an API "
     "key (OPENAI_API_KEY, GROQ_API_KEY, ANTHROPIC_API_KEY, GEMINI_API_KEY, …) or write a turnout.toml."
@@ -50,7 +50,7 @@ SIMULATED = (
 
 
 class _UnlessStopped(ExponentialWithJitterBackoff):
-    """Waits between two tries, but not when the run is to stop."""
+    """Waits between two tries, unless the run should stop."""
 
     def __init__(self, stopping: Callable[[], object]) -> None:
         super().__init__(base=0.05, cap=1.0)
@@ -120,59 +120,59 @@ def run(source: str, output: str | None, **options: Any) -> None:
         this.say(f"Stopped. What is done is kept; to go on: {same}")
         sys.exit(STOPPED)
     except DeadEnd as error:
-        trouble, code = f"{error}\nWhat is done is kept. Once that is mended: {same}", file_options.REFUSED
+        problem, code = f"{error}\nWhat is done is kept. Fix that, then: {same}", file_options.REFUSED
     except TurnoutError as error:
-        trouble = str(error)
-    except (redis.RedisError, OSError) as error:  # the latter of a full disk under the run's folder, say
-        told = str(error) if isinstance(error, OSError) else redis_trouble.explain(error).rstrip(".")
-        trouble = f"{told}. What is done is kept; once that is mended, the same command goes on."
-    this.say(f"turnout: {trouble}", "red")
+        problem = str(error)
+    except (redis.RedisError, OSError) as error:  # OSError: for example a full disk
+        text = str(error) if isinstance(error, OSError) else redis_trouble.explain(error).rstrip(".")
+        problem = f"{text}. What is done is kept: fix that, and the same command goes on."
+    this.say(f"turnout: {problem}", "red")
     sys.exit(code)
 
 
 class _Run:
-    """One run of a file: what was asked for, and where it is told how it goes."""
+    """One run of a file: its options, and where it reports."""
 
     def __init__(self, source: Source, output: str, options: dict[str, Any]) -> None:
         self.source, self.output, self.options = source, output, options
         self.console, self.stop = standard_error(), Event()
 
     def say(self, text: str, style: str = "yellow") -> None:
-        """Something beside progress and summary: where these are for machines, it is, too."""
+        """Print a message on standard error; as JSON if progress and summary are."""
         if self.options["as_json"]:
             self.console.out(to_json_line({"message": text}))
         else:
             self.console.print(text, style=style, soft_wrap=True)
 
     def stop_on_signals(self) -> None:
-        """The first Ctrl-C stops in order, the second one at once; either may go on later."""
+        """The first Ctrl-C stops in order, the second one at once. Both kinds of run can be resumed."""
 
         def handle(_signal: int, _frame: object) -> None:
             if self.stop.is_set():
                 raise KeyboardInterrupt
             self.stop.set()
-            self.say("Stopping: results so far are being saved …")
+            self.say("Stopping: saving results …")
 
         signal.signal(signal.SIGINT, handle)
         signal.signal(signal.SIGTERM, handle)
 
     def run(self) -> int:
-        """Gives the exit code."""
+        """Returns the exit code."""
         began_at, output, options = time.monotonic(), self.output, self.options
         self.source.check()
         check_places(output, options["errors"], self.source.path)
-        kept = file_options.kept(options)
-        places = b"\0".join(os.fsencode(Path(place).resolve()) for place in (self.source.path, output))
-        folder = Path(".turnout") / hashlib.sha256(places).hexdigest()[:16]
-        with writing(folder, "; a run keeps its Redis and its logs there, so begin it in a folder that can be written"):
+        fixed = file_options.fixed_options(options)
+        paths = b"\0".join(os.fsencode(Path(path).resolve()) for path in (self.source.path, output))
+        folder = Path(".turnout") / hashlib.sha256(paths).hexdigest()[:16]
+        with writing(folder, "; a run keeps its Redis and its logs there: start it in a writable folder"):
             folder.mkdir(parents=True, exist_ok=True)
         journal_path = folder / "stdout.journal" if output == "-" else Path(f"{output}.journal")
         with contextlib.ExitStack() as stack:
             journal = stack.enter_context(Journal(journal_path))
-            if options["anew"]:  # its journal is begun where there is a Redis
+            if options["anew"]:  # `_prepare` begins the journal, because that needs Redis
                 shutil.rmtree(folder / "redis", ignore_errors=True)
             else:
-                journal.begin(kept, options["retry_failed"])
+                journal.begin(fixed, options["retry_failed"])
             tally, broken = journal.tally, None
             try:
                 if nothing_to_run(self.source, journal):
@@ -185,9 +185,9 @@ class _Run:
                         stack.enter_context(here.workers(options["workers"], options["concurrency"]))
                     self._feed(journal, here)
             except SourceError as error:
-                broken = f"{error}. The lines before that place are done, and their results are in {output}"
+                broken = f"{error}. The lines before that are done; their results are in {output}"
             complete = not tally.failed and not broken
-            advice = f"; all results are in {journal.path}, and the same command goes on"
+            advice = f"; all results are in {journal.path}: the same command goes on"
             write_output(journal.output(in_order=not options["as_completed"]), output, options["errors"], advice)
             unanswered = (line for answered, line in journal.output() if not answered)
             first = next(unanswered) if tally.failed else None
@@ -201,28 +201,28 @@ class _Run:
         return file_options.DONE if complete else file_options.SOME_FAILED
 
     def _prepare(self, journal: Journal, here: local.Local) -> None:
-        """Before any worker of ours: the Redis may still have jobs of the last run, for which it would call."""
+        """Runs before our workers start: Redis may still hold jobs of the last run, for which they would make calls."""
         if not (self.options["workers"] or here.shared):
-            alone = "--workers 0 leaves the work to others' workers: set REDIS_URL or redis_url to their Redis"
-            raise click.UsageError(f"{alone} (a simulated fleet has one of its own)")
+            no_redis = "--workers 0 leaves the work to running workers: set REDIS_URL or redis_url to their Redis"
+            raise click.UsageError(f"{no_redis} (a simulated fleet has its own)")
         if self.options["anew"]:
             if journal.batch:
                 with redis_address.connect(here.redis_url) as client:
                     cancel_live(client, here.ledger, journal.batch)
             journal.forget()
-            journal.begin(file_options.kept(self.options), self.options["retry_failed"])
+            journal.begin(file_options.fixed_options(self.options), self.options["retry_failed"])
 
     def _feed(self, journal: Journal, here: local.Local) -> None:
-        """Run the lines, and show how far it is. Raises SourceError, Stopped, DeadEnd, StartFailed."""
+        """Run the lines and show progress. Raises SourceError, Stopped, DeadEnd, StartFailed."""
         options, fleet = self.options, endpoints.fleet(here.settings)
         dead_end = DeadEndWatch(fleet, here.settings)
 
         def stopping() -> bool:
-            for said in here.tend():
-                self.say(said)
+            for event in here.restart_ended():
+                self.say(event)
             return self.stop.is_set()
 
-        client = redis_address.connect(here.redis_url, retry=Retry(_UnlessStopped(stopping), PATIENCE))
+        client = redis_address.connect(here.redis_url, retry=Retry(_UnlessStopped(stopping), MAX_TRIES))
         view = FleetView(client, here.ledger, fleet)
         feeder = Feeder(
             client,
@@ -238,26 +238,26 @@ class _Run:
             max_cost_microusd=options["max_cost_microusd"],
             retry_failed=options["retry_failed"],
         )
-        shown = self._progress(here.settings)
+        progress = self._progress(here.settings)
 
         def look(tally: Tally) -> None:
             view.look()
-            shown.update(tally, view.problems)
+            progress.update(tally, view.problems)
             dead_end.look(view.disabled, feeder.waiting(), answered=bool(tally.providers))
 
         try:
-            with shown:
+            with progress:
                 feeder.run(look)
         except Stopped:
             if options["workers"] and feeder.under_way:
                 self.say(f"Calls under way have up to {here.drain_s:g} s to end; Ctrl-C again ends it at once.")
             if here.shared and (left := feeder.under_way):
-                told = f"{counted(left, 'job')} may still be done by workers that go on; to cancel what is left of them"
-                self.say(f"{told}: turnout batch cancel {journal.batch}")
+                waiting = f"{counted(left, 'job')} may still be done by running workers; to cancel the rest"
+                self.say(f"{waiting}: turnout batch cancel {journal.batch}")
             raise
 
     def _progress(self, settings: Settings) -> run_display.Progress:
-        """What is to show the run; people are told first which providers there are."""
+        """The display of this run. For people, print the providers first."""
         ceiling, providers = self.options["max_cost_microusd"], [*settings.config.providers]
         title = Path(self.source.path).name
         if self.options["as_json"]:
@@ -278,9 +278,9 @@ class _Run:
         self.console.print(run_display.closing_line(tally, took_s, self.options["max_cost_microusd"]))
         if self.output != "-":
             errors = self.options["errors"]
-            apart = f", those without an answer in {errors}" if errors not in (None, "-") else ""
-            self.say(f"Results are in {self.output}{apart}", style="")
+            and_errors = f", lines without an answer in {errors}" if errors not in (None, "-") else ""
+            self.say(f"Results are in {self.output}{and_errors}", style="")
         if unanswered is not None:
-            told = counted(tally.failed, "line")
-            self.say(f"{told} without an answer; --retry-failed runs such lines again, and no others")
-            self.say(f"The first of them: {reason(unanswered)}")
+            lines = counted(tally.failed, "line")
+            self.say(f"{lines} without an answer; --retry-failed runs only these again")
+            self.say(f"The first one: {reason(unanswered)}")

@@ -25,15 +25,15 @@ PROVIDER_COUNTS = ("jobs", "failures", "failovers_in", "failovers_out", "input_t
 
 
 class Progress:
-    """Is told of a tally now and then, within a `with` block."""
+    """Shows a tally from time to time, within a `with` block."""
 
     every_s: float
-    """How often it shows something, at most."""
+    """Shortest time between two updates."""
 
     def __init__(
         self, console: Console, title: str, total: int | None, ceiling_microusd: int | None, providers: Sequence[str]
     ) -> None:
-        """total: lines; None: nobody knows."""
+        """total: number of lines; None: unknown."""
         self._console, self._title, self._total = console, title, total
         self._ceiling_microusd, self._providers = ceiling_microusd, providers
         self._began_at, self._shown_at = time.monotonic(), 0.0
@@ -44,7 +44,7 @@ class Progress:
     def __exit__(self, *_: object) -> None: ...
 
     def update(self, tally: Tally, states: dict[str, str]) -> None:
-        """`states`: what is wrong just now with a provider, by its name, or with the `workers`."""
+        """states: current problems, by the provider's name or `workers`."""
         if (now := time.monotonic()) - self._shown_at >= self.every_s:
             self._shown_at = now
             self._show(tally, states)
@@ -53,18 +53,18 @@ class Progress:
         raise NotImplementedError
 
     def _standing(self, tally: Tally) -> str:
-        """Pace, when the rest will be done, money and trouble."""
+        """Pace, time left, money and failures."""
         total = self._total
         rate = (tally.finished - tally.resumed) / (time.monotonic() - self._began_at)
-        told = [f"{rate:,.0f} jobs/s" if rate >= 10 or not rate else f"{rate:.1f} jobs/s"]
+        parts = [f"{rate:,.0f} jobs/s" if rate >= 10 or not rate else f"{rate:.1f} jobs/s"]
         if total is not None:
-            told.append(f"ETA {span((total - tally.finished) / rate) if rate else '–'}")
-        told.append(under(self._ceiling_microusd, tally))
-        return " · ".join([*told, f"{tally.failed:,} failed", counted(tally.failovers, "failover")])
+            parts.append(f"ETA {span((total - tally.finished) / rate) if rate else '–'}")
+        parts.append(spent_of(self._ceiling_microusd, tally))
+        return " · ".join([*parts, f"{tally.failed:,} failed", counted(tally.failovers, "failover")])
 
 
 class Bar(Progress):
-    """A live display for a terminal: how far it is, and how each provider is."""
+    """A live display for a terminal: progress, and the state of each provider."""
 
     every_s = 0.1
 
@@ -87,7 +87,7 @@ class Bar(Progress):
         shown = Table.grid(padding=(0, 2), expand=True)
         for justify in ("left", "right", "right"):
             shown.add_column(justify=justify, no_wrap=True)
-        shown.add_column(no_wrap=True, ratio=1)  # of a state, as much as there is room for
+        shown.add_column(no_wrap=True, ratio=1)  # cut off if there isn't room
         names = [*self._providers, *(name for name in states if name not in self._providers)]
         for name in names:
             state = Text(states[name], style="yellow") if name in states else Text("up", style="green")
@@ -98,15 +98,15 @@ class Bar(Progress):
 
 
 class Lines(Progress):
-    """A line of text now and then, for logs."""
+    """A line of text every few seconds, for logs."""
 
     every_s = 5.0
 
     def _show(self, tally: Tally, states: dict[str, str]) -> None:
         total = f" of {self._total:,}" if self._total else ""
-        troubles = [f"{name}: {state}" for name, state in states.items()]
-        told = " · ".join([f"{tally.finished:,}{total}", self._standing(tally), *troubles])
-        self._console.print(told, soft_wrap=True)
+        problems = [f"{name}: {state}" for name, state in states.items()]
+        line = " · ".join([f"{tally.finished:,}{total}", self._standing(tally), *problems])
+        self._console.print(line, soft_wrap=True)
 
 
 class Json(Progress):
@@ -133,41 +133,47 @@ def summary(tally: Tally) -> dict[str, Any]:
         "unsure_microusd": tally.unsure_microusd,
         "providers": {
             name: {
-                **{count: getattr(one, count) for count in PROVIDER_COUNTS},
-                "cost_microusd": one.cost_microusd,
-                "p50_s": one.latency(0.5),
-                "p99_s": one.latency(0.99),
+                **{count: getattr(provider, count) for count in PROVIDER_COUNTS},
+                "cost_microusd": provider.cost_microusd,
+                "p50_s": provider.latency(0.5),
+                "p99_s": provider.latency(0.99),
             }
-            for name, one in tally.providers.items()
+            for name, provider in tally.providers.items()
         },
     }
 
 
 def table(tally: Tally) -> Table:
-    """The end of a batch, by provider."""
-    made_up = {one.simulated for one in tally.providers.values() if one.jobs}
+    """A finished run, by sums."""
+    made_up = {sums.simulated for sums in tally.providers.values() if sums.jobs}
     columns = ("\nprovider", "\njobs", "failed\ncalls", "taken\nover", "\nlost", "\ntokens", "\ncost", "\np50", "\np99")
-    made = screen.table(*columns, numbers=columns[1:], whole=columns[:1])
+    grid = screen.table(*columns, numbers=columns[1:], whole=columns[:1])
     if True in made_up:
-        made.title = "Some answers are simulated" if False in made_up else "Simulated providers: no model was run"
-    made.title_style, made.padding = "yellow", 0
-    for name, one in sorted(tally.providers.items(), key=lambda pair: -pair[1].jobs):
-        counts = (one.jobs, one.failures, one.failovers_in, one.failovers_out, one.input_tokens + one.output_tokens)
-        took = (screen.seconds(one.latency(share), "–") for share in (0.5, 0.99))
-        screen.add_row(made, name, *(f"{count:,}" for count in counts), steady_usd(one.cost_microusd), *took)
-    return made
+        grid.title = "Some answers are simulated" if False in made_up else "Simulated providers: no model was run"
+    grid.title_style, grid.padding = "yellow", 0
+    for name, sums in sorted(tally.providers.items(), key=lambda pair: -pair[1].jobs):
+        counts = (
+            sums.jobs,
+            sums.failures,
+            sums.failovers_in,
+            sums.failovers_out,
+            sums.input_tokens + sums.output_tokens,
+        )
+        took = (screen.seconds(sums.latency(share), "–") for share in (0.5, 0.99))
+        screen.add_row(grid, name, *(f"{count:,}" for count in counts), steady_usd(sums.cost_microusd), *took)
+    return grid
 
 
 def closing_line(tally: Tally, took_s: float, ceiling_microusd: int | None) -> str:
-    """The sum in one sentence."""
+    """The totals in one sentence."""
     ends = ", ".join(f"{count:,} {status}" for status, count in tally.done.most_common() if count)
     parts = [f"{counted(tally.finished, 'line')} in {span(took_s)}: {ends or 'nothing to do'}"]
     if tally.resumed:
-        parts.append(f"{tally.resumed:,} of them done before, which --anew runs again")
+        parts.append(f"{tally.resumed:,} of them done before (--anew runs them again)")
     if tally.shared:
-        parts.append(f"{tally.shared:,} answered as an identical line was")
+        parts.append(f"{tally.shared:,} with the answer of an identical line")
     parts.append(counted(tally.failovers, "failover"))
-    parts.append(f"{under(ceiling_microusd, tally)} spent")
+    parts.append(f"{spent_of(ceiling_microusd, tally)} spent")
     if tally.unsure_microusd:
         parts.append(f"up to {steady_usd(tally.unsure_microusd)} more that calls may have cost")
     if tally.unpriced:
@@ -177,6 +183,6 @@ def closing_line(tally: Tally, took_s: float, ceiling_microusd: int | None) -> s
     return " · ".join(parts)
 
 
-def under(ceiling_microusd: int | None, tally: Tally) -> str:
-    """What was spent, of how much, if there is a ceiling."""
+def spent_of(ceiling_microusd: int | None, tally: Tally) -> str:
+    """Money spent, and the ceiling if there is sums."""
     return steady_usd(tally.cost_microusd) + ("" if ceiling_microusd is None else f" of {dollars(ceiling_microusd)}")

@@ -1,7 +1,6 @@
 """What commands print: tables and paragraphs for people, and with `--json` an object a line for programs.
 
-Texts are shown as they are: what providers say is no markup, and what anybody has written into a job commands no
-terminal.
+Texts are shown as they are: a provider's message isn't markup, and text in a job can't control the terminal.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from turnout.result import dollars
 
 
 class Screen(Console):
-    """A console that prints texts as they are, but for control characters that are not its own."""
+    """A console that prints texts as they are, except for control characters that aren't its own."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)
@@ -39,18 +38,18 @@ class Screen(Console):
 
 
 def standard_output() -> Screen:
-    """Standard output. What a file or program reads is as wide as it must be, unless COLUMNS says otherwise."""
+    """Standard output. In a file or a pipe, lines are as long as needed, unless COLUMNS limits them."""
     wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
     return Screen(width=sys.maxsize if wide else None)
 
 
 def standard_error() -> Screen:
-    """Standard error, for what is told beside a command's work: that goes on, whether or not it can be written."""
+    """Standard error, for messages about a command's work, which goes on even if they can't be written."""
     return Screen(file=cast(IO[str], _Dispensable(sys.stderr)))
 
 
 class _Dispensable:
-    """A file that loses what can't be written."""
+    """A file that ignores write errors."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
@@ -69,8 +68,7 @@ class _Dispensable:
 
 @contextmanager
 def naming(id: str) -> Iterator[None]:
-    """What was submitted goes on, whether or not standard output takes what is to be said of it: then its id stands
-    beside the error."""
+    """If standard output fails in the block, print the submitted id on standard error, because the work goes on."""
     try:
         yield
     except OSError:
@@ -79,24 +77,24 @@ def naming(id: str) -> Iterator[None]:
 
 
 def table(*columns: str, numbers: Collection[str] = (), whole: Collection[str] = ()) -> Table:
-    """An empty table. `numbers`: columns to be set to the right; they and `whole` ones are never broken. Where a
-    display that renews itself has no room for them, they end with a mark of it."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    """An empty table. `numbers`: right-aligned columns; these and `whole` ones are never wrapped. If a live display has
+    no room for them, they end with an ellipsis."""
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in columns:
         right = name in numbers
         kept = right or name in whole
         justify: JustifyMethod = "right" if right else "left"
-        made.add_column(name, justify=justify, no_wrap=kept, overflow="ellipsis" if kept else "fold")
-    return made
+        grid.add_column(name, justify=justify, no_wrap=kept, overflow="ellipsis" if kept else "fold")
+    return grid
 
 
-def add_row(made: Table, *cells: str, style: str = "") -> None:
-    made.add_row(*map(Text, cells), style=style)
+def add_row(grid: Table, *cells: str, style: str = "") -> None:
+    grid.add_row(*map(Text, cells), style=style)
 
 
 def show(console: Console, *parts: Table | Text, columns: int = 0) -> None:
-    """Print texts, and tables in full, indented. What of a table is too wide is left to the terminal to wrap: cut by
-    us, numbers would be others, and names those of nobody."""
+    """Print texts and whole tables, indented. The terminal wraps tables that are too wide: if cut, numbers and names
+    would be wrong."""
     terminal, wide = console.width, console.options.update(width=sys.maxsize)
     for part in parts:
         if isinstance(part, Table):
@@ -106,12 +104,12 @@ def show(console: Console, *parts: Table | Text, columns: int = 0) -> None:
 
 
 def indented(text: str, columns: int, style: str = "") -> Padding:
-    """A paragraph, all lines of it."""
+    """A paragraph with all its lines indented."""
     return Padding.indent(Text(text, style), columns)
 
 
 def safe_for_terminal(text: str) -> str:
-    """A text of others for standard output: as it is, but on a terminal without what would command that."""
+    """A foreign text for standard output: unchanged, except that control characters are removed on a terminal."""
     if not sys.stdout.isatty():
         return text
     return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
@@ -146,13 +144,13 @@ def span(seconds: float) -> str:
     return f"{whole} s"
 
 
-def print_json(told: Mapping[str, Any]) -> None:
-    click.echo(to_json_line(told))
+def print_json(fields: Mapping[str, Any]) -> None:
+    click.echo(to_json_line(fields))
 
 
-def to_json_line(told: Mapping[str, Any]) -> str:
-    """A line of JSON, with times in seconds and money in dollars, in whatever units they are kept."""
-    return json.dumps(_in_usd(told))
+def to_json_line(fields: Mapping[str, Any]) -> str:
+    """A line of JSON, with money in dollars."""
+    return json.dumps(_in_usd(fields))
 
 
 def _in_usd(value: Any) -> Any:
@@ -163,7 +161,7 @@ def _in_usd(value: Any) -> Any:
 
 def _field(name: str, value: Any) -> tuple[str, Any]:
     amount = name.removesuffix("_microusd")
-    if amount == name or not isinstance(value, float | int | None):  # a text is somebody's label
+    if amount == name or not isinstance(value, float | int | None):  # a text is a user's label
         return name, _in_usd(value)
-    # JSON has no infinity, by which an unknown price is compared.
+    # JSON has no infinity, which stands for an unknown price.
     return f"{amount}_usd", None if value is None or value == math.inf else value / MICROUSD_PER_USD

@@ -21,11 +21,11 @@ from turnout_workers.monitoring.overview import overview
 from turnout_workers.state.fleet_view import WELL
 
 EVERY_S = 0.5
-PACE_OVER = 20
-"""Looks over which the pace is taken: ten seconds."""
+PACE_LOOKS = 20
+"""Looks over which the pace is measured: ten seconds."""
 
 COLUMNS = ("endpoint", "health", "in flight", "room", "p99", "errors", "spent")
-"""Of endpoints, as many as fit 80 characters; `room` is what is left of the scarcest limit. `--json` has more."""
+"""Of the table of endpoints, for 80 characters; `room` is what is left of the scarcest limit. `--json` has more."""
 
 
 @click.command()
@@ -37,17 +37,17 @@ def status(once: bool, as_json: bool) -> None:
     if as_json:
         print_json(overview(here))
         return
-    if once or not (console.is_interactive and console.file.isatty()):  # FORCE_COLOR makes a terminal of any file
+    if once or not (console.is_interactive and console.file.isatty()):  # with FORCE_COLOR, any file is interactive
         show(console, *_drawn(overview(here), ""))
         return
-    seen: deque[dict[str, Any]] = deque(maxlen=PACE_OVER)
+    seen: deque[dict[str, Any]] = deque(maxlen=PACE_LOOKS)
     with Live(console=console, auto_refresh=False) as live:
         try:
             while True:
                 try:
                     seen.append(overview(here))
                     drawn: Any = Group(*_drawn(seen[-1], _pace(seen[0], seen[-1])))
-                except RedisError as error:  # it is away, and may come back
+                except RedisError as error:  # Redis may come back
                     drawn = Text(explain(error))
                 live.update(drawn, refresh=True)
                 time.sleep(EVERY_S)
@@ -56,48 +56,48 @@ def status(once: bool, as_json: bool) -> None:
 
 
 def _pace(first: dict[str, Any], last: dict[str, Any]) -> str:
-    """Jobs settled a second, and money an hour, from one look to another."""
+    """Jobs per second and money per hour between two looks."""
     if (passed_s := last["at"] - first["at"]) <= 0:
         return ""
     jobs, money = (after - before for before, after in zip(_sums(first), _sums(last), strict=True))
     return f" · {jobs / passed_s:,.1f} jobs/s · {usd(money / passed_s * 3600)} an hour"
 
 
-def _sums(told: dict[str, Any]) -> tuple[int, float]:
-    settled = sum(count for name, count in told["counts"].items() if name != "accepted")
-    return settled, told["money_usd"]["spent"]
+def _sums(view: dict[str, Any]) -> tuple[int, float]:
+    settled = sum(count for name, count in view["counts"].items() if name != "accepted")
+    return settled, view["money_usd"]["spent"]
 
 
-def _workers(told: dict[str, Any]) -> str:
-    """How many there are, and how many of them follow another configuration than the one here."""
-    here, versions = told["configuration"], told["workers"].values()
-    if not versions and (told["held"] or any(one["in_flight"] for one in told["endpoints"])):
-        return "0 workers: what is at work or in flight is as the last one left it, until another starts"
+def _workers(view: dict[str, Any]) -> str:
+    """Number of workers, and of those with another configuration than the one here."""
+    here, versions = view["configuration"], view["workers"].values()
+    if not versions and (view["held"] or any(row["in_flight"] for row in view["endpoints"])):
+        return "0 workers: jobs at work and calls in flight stay as the last worker left them until another starts"
     others = sum(version != here for version in versions)
     return counted(len(versions), "worker") + (f", {others:,} of them not on configuration {here}" if others else "")
 
 
-def _drawn(told: dict[str, Any], pace: str) -> list[Table | Text]:
+def _drawn(view: dict[str, Any], pace: str) -> list[Table | Text]:
     lanes = table("lane", "queued", "oldest", numbers=("queued", "oldest"))
-    for lane, numbers in told["lanes"].items():
+    for lane, numbers in view["lanes"].items():
         oldest = f"{numbers['oldest_s']:,.0f} s" if numbers["queued"] else ""
         add_row(lanes, lane, f"{numbers['queued']:,}", oldest)
-    counts = [f"{told['held']:,} at work", f"{told['parked']:,} parked"]
-    counts += [f"{count:,} {name}" for name, count in told["counts"].items()]
-    money = [f"{usd(amount)} {name}" for name, amount in told["money_usd"].items() if amount or name == "spent"]
+    counts = [f"{view['held']:,} at work", f"{view['parked']:,} parked"]
+    counts += [f"{count:,} {name}" for name, count in view["counts"].items()]
+    money = [f"{usd(amount)} {name}" for name, amount in view["money_usd"].items() if amount or name == "spent"]
     fleet = table(*COLUMNS, numbers=COLUMNS[2:], whole=("health",))
-    for one in told["endpoints"]:
-        health = one["health"] + (f" {one['until_s']:.0f} s" if one["until_s"] else "")
-        in_flight = f"{one['in_flight']}" + (f"/{one['slots']}" if one["slots"] else "")
-        room, errors = f"{one['free']:.0%}", f"{one['error_rate']:.0%}"
-        numbers = (in_flight, room, seconds(one["p99_s"]), errors, usd(one["spent_usd"]))
-        add_row(fleet, one["endpoint"], health, *numbers, style="" if one["health"] == WELL else "yellow")
-    lines = [_workers(told) + pace, " · ".join(counts), " · ".join(money)]
-    return [lanes, *map(Text, lines), fleet, *map(Text, _notes(told["endpoints"]))]
+    for row in view["endpoints"]:
+        health = row["health"] + (f" {row['until_s']:.0f} s" if row["until_s"] else "")
+        in_flight = f"{row['in_flight']}" + (f"/{row['slots']}" if row["slots"] else "")
+        room, errors = f"{row['free']:.0%}", f"{row['error_rate']:.0%}"
+        numbers = (in_flight, room, seconds(row["p99_s"]), errors, usd(row["spent_usd"]))
+        add_row(fleet, row["endpoint"], health, *numbers, style="" if row["health"] == WELL else "yellow")
+    lines = [_workers(view) + pace, " · ".join(counts), " · ".join(money)]
+    return [lanes, *map(Text, lines), fleet, *map(Text, _notes(view["endpoints"]))]
 
 
 def _notes(endpoints: list[dict[str, Any]]) -> Iterator[str]:
-    """What is wrong with whom, and whose answers are made up."""
-    yield from (f"{one['endpoint']}: {one['reason']}" for one in endpoints if one["health"] != WELL)
-    if made_up := [one["endpoint"] for one in endpoints if one["simulated"]]:
+    """Problems of endpoints, and endpoints whose answers are made up."""
+    yield from (f"{row['endpoint']}: {row['reason']}" for row in endpoints if row["health"] != WELL)
+    if made_up := [row["endpoint"] for row in endpoints if row["simulated"]]:
         yield f"simulated: {'all of them' if len(made_up) == len(endpoints) else ', '.join(made_up)}"

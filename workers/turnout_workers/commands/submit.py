@@ -1,4 +1,4 @@
-"""`turnout submit` and `turnout result`: one job, by a client of the configured Redis, and its answer."""
+"""`turnout submit` and `turnout result`: submit one job to the configured Redis, and print its answer."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def submit(prompt: str | None, models: tuple[str, ...], lane: str, idempotency_k
             try:
                 _print(job.wait)
             except (KeyboardInterrupt, RedisError):
-                ways = f"`turnout result {job.id}` has its answer, once there is one; `turnout cancel {job.id}` ends it"
-                click.echo(f"The job goes on: {ways}", err=True)
+                commands = f"`turnout result {job.id}` prints its answer, `turnout cancel {job.id}` ends it"
+                click.echo(f"The job goes on: {commands}", err=True)
                 raise
 
 
@@ -61,19 +61,19 @@ def result(job: str, as_json: bool) -> None:
       3  the job is still running
     """
     with _client() as client:
-        asked = client.job(job)
-        if (found := asked.result()) is None:
-            click.echo(printable(f"job {job} has not ended, and is {asked.status()}"), err=True)
+        handle = client.job(job)
+        if (ended := handle.result()) is None:
+            click.echo(printable(f"job {job} hasn't ended: it is {handle.status()}"), err=True)
             sys.exit(STOPPED)
     if as_json:
-        print_json({"id": found.id, **told(found)})
-        sys.exit(DONE if found.succeeded else SOME_FAILED)
-    _print(found.answer)
+        print_json({"id": ended.id, **told(ended)})
+        sys.exit(DONE if ended.succeeded else SOME_FAILED)
+    _print(ended.answer)
 
 
 @contextmanager
 def _client() -> Iterator[Client]:
-    """What it refuses is told in a line."""
+    """A client whose refusals become one-line errors."""
     config = deployment().settings.config
     try:
         with Client(config.redis_url, config.namespace) as client:
@@ -85,7 +85,7 @@ def _client() -> Iterator[Client]:
 
 
 def _print(answer: Callable[[], InferenceResponse]) -> None:
-    """The answer, or why there is none, which ends the command."""
+    """Print the answer; without one, print why and exit."""
     try:
         text = answer().text
     except JobError as error:

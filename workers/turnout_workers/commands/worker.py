@@ -27,24 +27,24 @@ def worker(path: Path | None, concurrency: int | None, lanes: str, name: str) ->
         raise click.ClickException(f"unknown lane {', '.join(sorted(unknown))}: choose from {', '.join(Lane)}")
     if path is not None:
         os.environ["TURNOUT_CONFIG"] = str(path)
-    from turnout_workers.app import app, settings  # reads what was put into the environment here
+    from turnout_workers.app import app, settings  # reads the environment set above
     from turnout_workers.pool import TaskPool
 
-    fleet(settings)  # what is wrong with it, and with the keyring, is said now, and not by the loop
+    fleet(settings)  # report errors in it and in the keyring now, not on the loop
     Keyring.of(os.environ)
     slots = concurrency or settings.config.worker.concurrency
     level, form = settings.config.monitoring.log_level.upper(), settings.config.monitoring.log_format
-    logs.configure(level, form)  # Celery does so later than it begins to warn
+    logs.configure(level, form)  # Celery does so only after its first warnings
 
-    # Celery's own worker, built as its command builds it. That command's imports, a prompt and plug-ins among them,
-    # cost half a second and 20 MB a process.
+    # Celery's own worker, built as its command builds it. That command imports more, such as a prompt and plug-ins:
+    # half a second and 20 MB a process.
     celery_worker = app.Worker(
         hostname=host_format(default_nodename(name)),
         pool_cls=TaskPool,
         concurrency=slots,
         queues=",".join(queues),
         loglevel=level,
-        quiet=form == "json",  # its banner is no line of JSON
+        quiet=form == "json",  # its banner isn't JSON
         without_gossip=True,
         without_mingle=True,
     )

