@@ -155,7 +155,7 @@ def test_the_server_refused_nothing_to_the_workers_role(here: Here) -> None:
 
 
 def test_the_handbooks_way_to_be_admin_leads_to_the_server(here: Here) -> None:
-    [shown] = re.findall(r"^  sh -c '(.+)'$", (SOURCE.parent / "docs/operations.md").read_text(), re.MULTILINE)
+    [shown] = re.findall(r"^  sh -c '(.+)'$", (SOURCE.parent / "docs/redis.md").read_text(), re.MULTILINE)
     command = ["sh", "-c", here.placed(f"{shown} PING", {})]
     told = subprocess.run(command, env={**os.environ, "PATH": here.path}, capture_output=True, text=True)
     assert told.stdout == "PONG\n", told.stderr

@@ -35,9 +35,9 @@ from turnout_workers.state.store import Account
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-REQUESTS, FAILURES, OPERATIONS, WEB_APPS, COMMANDS = (
+REQUESTS, FAILURES, OPERATIONS, WEB_APPS, COMMANDS, MONITORING = (
     (ROOT / "docs" / f"{name}.md").read_text("utf-8")
-    for name in ("requests", "failures", "operations", "web-apps", "commands")
+    for name in ("requests", "failures", "operations", "web-apps", "commands", "monitoring")
 )
 CODE = "".join(
     path.read_text("utf-8")
@@ -154,7 +154,7 @@ def test_every_metric_is_told() -> None:
     source = (ROOT / "workers/turnout_workers/monitoring/fleet_metrics.py").read_text("utf-8")
     shared = {name for name, *_ in BY_ENDPOINT} | set(re.findall(r'_gauge\("(\w+)"', source))
     counted = {family.name for family in Metrics().registry.collect()}
-    section = OPERATIONS.partition("### Prometheus")[2].partition("### Logs")[0]
+    section = MONITORING.partition("## Prometheus")[2].partition("## Logs")[0]
     told = {name.removesuffix("_total") for name in re.findall(r"`(turnout_\w+)`", section)}
     assert told == counted | {f"turnout_fleet_{name}" for name in shared}
 
@@ -168,12 +168,12 @@ def test_every_metric_is_told() -> None:
     ],
 )
 def test_the_values_of_a_metrics_labels_are_told(metric: str, values: set[str]) -> None:
-    [told] = re.findall(rf"^\| `{metric}` \|.*?\|(.*)", OPERATIONS, re.MULTILINE)
+    [told] = re.findall(rf"^\| `{metric}` \|.*?\|(.*)", MONITORING, re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", told)) == values
 
 
 def test_the_words_for_an_endpoints_health_are_told() -> None:
-    section = OPERATIONS.partition("### Terminal")[2].partition("### Flower")[0]
+    section = MONITORING.partition("## Terminal")[2].partition("## Flower")[0]
     told = dict(re.findall(r"^\| ([\w ]+) \| (?:`(\w+)`)? ?\|", section, re.MULTILINE))
     assert (told.pop("health"), told.pop(COOLS_DOWN)) == ("state", "")
     assert told == {said: circuit for circuit, said in HEALTH_WORDS.items()}

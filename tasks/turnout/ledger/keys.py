@@ -2,7 +2,7 @@
 
 A namespace's own keys share one hash tag; the lane queues and the results stand outside of it, because Celery
 names them. Scripts touch both kinds together, so Redis Cluster, which wants one slot for a script's keys, is not
-supported: one server, or one with replicas, carries a namespace (docs/operations.md).
+supported: one server, or one with replicas, carries a namespace (docs/redis.md).
 """
 
 from __future__ import annotations
