@@ -15,7 +15,10 @@ from turnout.request import InferenceRequest
 LINES, CLOSED_BYTES = 200, 512 * 1024
 """Most jobs in a chunk, and the bytes from which on it is closed earlier."""
 MOST_BYTES = 8 * 1024 * 1024
-"""Most bytes of one. Its last job may be of a line of a million bytes, each of which JSON in JSON makes up to seven."""
+"""Most bytes of one. Its last job may be of a line of a million bytes, each of which JSON in JSON makes up to seven, or
+of a longer one with an image, each byte of which is one here."""
+MAX_ENTRY_BYTES = MOST_BYTES - CLOSED_BYTES - LINES
+"""Most bytes of a job, whatever came before it."""
 
 
 def entry(job: str, payload: str) -> bytes:

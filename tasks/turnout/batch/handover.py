@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import redis
 
-from turnout.batch.chunk import CLOSED_BYTES, LINES, entry, packed
+from turnout.batch.chunk import CLOSED_BYTES, LINES, MAX_ENTRY_BYTES, entry, packed
 from turnout.batch.ids import Uniqueness
 from turnout.batch.jobs import PAGE, job_id
 from turnout.batch.line import Asked, Format, Line
@@ -63,10 +63,14 @@ def hand_over(
         else:
             payload = asked.canonical_json()
             job = job_id(batch, line.url if dedupe else line.number, payload)
-            handed = Handed(line, job, shared=dedupe and jobs.note(job, line.number) != line.number)
-            if not handed.shared:
-                requests.append(entry(job, payload))
-                counts["jobs"] += 1
+            request = entry(job, payload)
+            if len(request) > MAX_ENTRY_BYTES:
+                handed = Handed(line, problem=_too_large(line, len(request)))
+            else:
+                handed = Handed(line, job, shared=dedupe and jobs.note(job, line.number) != line.number)
+                if not handed.shared:
+                    requests.append(request)
+                    counts["jobs"] += 1
         index.append(handed.to_json())
         counts["lines"] += 1
         counts["shared"] += handed.shared
@@ -78,6 +82,11 @@ def hand_over(
         told = f"{there:,} of {counts['lines']:,} lines are in Redis, where the first wait"
         raise TurnoutError(f"{told} {HALF_KEPT_S // 60} minutes for the next; submit them again, as a file")
     return counts
+
+
+def _too_large(line: Line, size: int) -> Problem:
+    most = f"more than the {MAX_ENTRY_BYTES:,} that can be handed over; `turnout run` takes it"
+    return Problem(code="too_large", message=f"line {line.number}: its request takes {size:,} bytes, {most}")
 
 
 def _put(client: redis.Redis, ledger: Ledger, batch: str, index: list[str], requests: list[bytes]) -> None:

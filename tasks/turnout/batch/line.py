@@ -27,6 +27,10 @@ class Defaults:
     constraints: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
+MAX_LINE_BYTES = 1_000_000
+"""Of a line, if its source isn't told otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class RawLine:
     """A line as it stands. One that is too long is cut off one byte after the longest that a line may be."""
@@ -37,6 +41,7 @@ class RawLine:
     format: Format
     flaw: str = ""
     """What makes it unusable, if its source knows already."""
+    max_bytes: int = MAX_LINE_BYTES
 
     def digest(self, before: int = 0) -> int:
         """64 bits that tell whether the line is still the same one. before: how many like it come before it."""

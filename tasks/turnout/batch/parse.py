@@ -23,8 +23,6 @@ from turnout.request import InferenceRequest, merged_fields
 from turnout.result import Problem
 from turnout.validation import MAX_ID_CHARS, explain
 
-MAX_LINE_BYTES = 1_000_000
-
 
 def detect(line: bytes) -> Format | None:
     """The format of a file, by its first line that tells; None: this one doesn't."""
@@ -41,8 +39,10 @@ def parse(raw: RawLine, defaults: Defaults = Defaults()) -> tuple[Line, Asked]:
     """Read one line. One that can't be run keeps its id where that is legible."""
     number, data, format = raw.number, raw.data, raw.format
     try:
-        if len(data) > MAX_LINE_BYTES:
-            raise Unusable(f"the line is longer than {MAX_LINE_BYTES:,} bytes", "too_large")
+        if len(data) > raw.max_bytes:
+            raise Unusable(
+                f"the line is longer than {raw.max_bytes:,} bytes; --max-line-bytes allows longer ones", "too_large"
+            )
         if raw.flaw:
             raise Unusable(raw.flaw)
         if format is Format.TEXT:

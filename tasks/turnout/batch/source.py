@@ -16,8 +16,8 @@ from queue import Empty, Queue
 from typing import IO, cast
 
 from turnout.batch.ids import Uniqueness
-from turnout.batch.line import Asked, Defaults, Format, Line, RawLine
-from turnout.batch.parse import MAX_LINE_BYTES, detect, parse
+from turnout.batch.line import MAX_LINE_BYTES, Asked, Defaults, Format, Line, RawLine
+from turnout.batch.parse import detect, parse
 from turnout.batch.table import NoTable, Row, csv_rows, parquet_rows
 from turnout.errors import TurnoutError
 
@@ -39,6 +39,7 @@ class Source:
     """An input to be read as a stream, any number of times unless it is stdin (`-`)."""
 
     path: str
+    max_line_bytes: int = MAX_LINE_BYTES
 
     @property
     def name(self) -> str:
@@ -105,22 +106,34 @@ class Source:
     def _lines(self) -> Iterator[RawLine]:
         suffix = Path(self.path.lower().removesuffix(".gz")).suffix
         if suffix == ".parquet":
-            yield from _of_table(parquet_rows(self.path))
+            yield from self._of_table(parquet_rows(self.path))
             return
         with _opened(self.path) as file:
             if suffix in DELIMITERS:
                 text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-                yield from _of_table(csv_rows(text, DELIMITERS[suffix]))
+                yield from self._of_table(csv_rows(text, DELIMITERS[suffix]))
                 return
             format = Format.TEXT if suffix == ".txt" else None  # the others tell theirs by a line
             untold: list[tuple[int, bytes]] = []  # until then; their results read as those of the others
-            for line in _split(file):
+            for line in _split(file, self.max_line_bytes):
                 untold.append(line)
                 format = format or detect(line[1])
                 if format or len(untold) == MOST_UNTOLD:
-                    yield from (RawLine(*one, format or Format.PLAIN) for one in untold)
+                    yield from (self._raw(*one, format or Format.PLAIN) for one in untold)
                     untold.clear()
-            yield from (RawLine(*one, Format.PLAIN) for one in untold)
+            yield from (self._raw(*one) for one in untold)
+
+    def _of_table(self, rows: Iterable[Row]) -> Iterator[RawLine]:
+        for number, (fields, flaw) in enumerate(rows, 1):
+            text = json.dumps(fields, default=str, ensure_ascii=False)  # dates and decimals as a person writes them
+            try:
+                data = text.encode()
+            except UnicodeEncodeError:
+                data, flaw = text.encode(errors="backslashreplace"), flaw or "a text is not UTF-8"
+            yield self._raw(number, data[: self.max_line_bytes + 1], flaw=flaw)
+
+    def _raw(self, number: int, data: bytes, format: Format = Format.PLAIN, flaw: str = "") -> RawLine:
+        return RawLine(number, data, format, flaw, self.max_line_bytes)
 
 
 def read(source: Source, defaults: Defaults) -> Iterator[tuple[Line, Asked]]:
@@ -129,16 +142,6 @@ def read(source: Source, defaults: Defaults) -> Iterator[tuple[Line, Asked]]:
     for raw in source:
         line, asked = parse(raw, defaults)
         yield line, unique.check(line, asked)
-
-
-def _of_table(rows: Iterable[Row]) -> Iterator[RawLine]:
-    for number, (fields, flaw) in enumerate(rows, 1):
-        text = json.dumps(fields, default=str, ensure_ascii=False)  # dates and decimals as a person writes them
-        try:
-            data = text.encode()
-        except UnicodeEncodeError:
-            data, flaw = text.encode(errors="backslashreplace"), flaw or "a text is not UTF-8"
-        yield RawLine(number, data[: MAX_LINE_BYTES + 1], Format.PLAIN, flaw)
 
 
 @contextmanager
@@ -155,12 +158,12 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
             yield file
 
 
-def _split(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+def _split(file: IO[bytes], max_bytes: int) -> Iterator[tuple[int, bytes]]:
     number = 0
-    while data := file.readline(MAX_LINE_BYTES + 2):
+    while data := file.readline(max_bytes + 2):
         number += 1
-        line = data.rstrip(b"\r\n")[: MAX_LINE_BYTES + 1]
+        line = data.rstrip(b"\r\n")[: max_bytes + 1]
         while data and not data.endswith(b"\n"):  # too long, or the last: pass over the rest of it
-            data = file.readline(MAX_LINE_BYTES)
+            data = file.readline(max_bytes)
         if line.strip():
             yield number, line

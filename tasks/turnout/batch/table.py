@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from turnout.batch.parse import MAX_LINE_BYTES
+from turnout.batch.line import MAX_LINE_BYTES
 from turnout.request import InferenceRequest
 
 MAX_CELL_CHARS = 64 * MAX_LINE_BYTES

@@ -21,8 +21,7 @@ from tests.tcp_proxy import between
 from turnout.batch.chunk import chunk_jobs, entry
 from turnout.batch.detached import Batches
 from turnout.batch.handover import pages
-from turnout.batch.line import Defaults, RawLine
-from turnout.batch.parse import MAX_LINE_BYTES
+from turnout.batch.line import MAX_LINE_BYTES, Defaults, RawLine
 from turnout.batch.record import State
 from turnout.batch.source import Source
 from turnout.errors import IntakeRefused, TurnoutError
@@ -306,6 +305,20 @@ async def test_the_largest_line_is_fed_whatever_it_grows_to(
     assert flushed.llen(Ledger().keys.batch_input(id)) == 1
     await feeding.round()
     assert batches.record(id).fed == 2
+
+
+async def test_a_line_of_megabytes_is_fed_and_one_that_no_worker_would_unpack_is_told_of(
+    flushed: redis.Redis, batches: Batches, feeding: BatchFeeding, tmp_path: Path
+) -> None:
+    images = (f"data:image/png;base64,{'A' * size}" for size in (400_000, 7_400_000, 8_000_000))
+    parts = ({"type": "image_url", "image_url": {"url": url}} for url in images)
+    lines = [json.dumps({"messages": [{"role": "user", "content": [part]}]}) for part in parts]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    id = batches.submit(Source(str(tmp_path / "in.jsonl"), max_line_bytes=10_000_000), Defaults())
+    await feeding.round()
+    assert batches.record(id).fed == 2
+    (last,) = flushed.lrange(Ledger().keys.batch_lines(id), -1, -1)
+    assert "that can be handed over; `turnout run` takes it" in last.decode()
 
 
 async def test_a_batch_that_goes_on_outlives_its_seven_days(

@@ -24,8 +24,8 @@ from pyarrow import parquet
 from turnout.batch.ids import Uniqueness
 from turnout.batch.jobs import job_id
 from turnout.batch.journal import Unwritable
-from turnout.batch.line import Asked, Defaults, Format, Line, RawLine
-from turnout.batch.parse import MAX_LINE_BYTES, detect, parse
+from turnout.batch.line import MAX_LINE_BYTES, Asked, Defaults, Format, Line, RawLine
+from turnout.batch.parse import detect, parse
 from turnout.batch.render import never_run, reason, render
 from turnout.batch.source import Source, SourceError, read
 from turnout.batch.tally import Tally, entry
@@ -224,6 +224,22 @@ def test_a_line_of_text_is_a_prompt_as_it_stands_and_as_long_as_any() -> None:
     _, found = parse(RawLine(1, text.encode(), Format.TEXT))
     assert isinstance(found, InferenceRequest)
     assert found.prompt == text
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.txt"])
+def test_a_line_may_be_as_long_as_its_source_allows(tmp_path: Path, name: str) -> None:
+    prompt = "a" * 1_500_000
+    head = {"x.jsonl": f'{{"prompt": "{prompt}"}}', "x.csv": f"prompt\n{prompt}", "x.txt": prompt}[name]
+    (tmp_path / name).write_text(f"{head}\nShort\n" if name != "x.jsonl" else f'{head}\n"Short"\n')
+    (_, long), (_, short) = read(Source(str(tmp_path / name)), Defaults())
+    assert isinstance(long, Problem)
+    assert (long.code, long.message) == (
+        "too_large", "line 1: the line is longer than 1,000,000 bytes; --max-line-bytes allows longer ones",
+    )  # fmt: skip
+    assert isinstance(short, InferenceRequest)
+    (_, long), _ = read(Source(str(tmp_path / name), max_line_bytes=1_600_000), Defaults())
+    assert isinstance(long, InferenceRequest)
+    assert long.prompt == prompt
 
 
 def test_ids_that_no_disk_has_room_for_are_told_as_such() -> None:

@@ -41,7 +41,8 @@ def _batches(here: Deployment | None = None) -> Batches:
 def submit(source: str, **options: Any) -> None:
     """Hand over all of SOURCE and print the batch's id."""
     batches = _batches()
-    id = batches.submit(Source(source), file_options.defaults(options), options["max_cost_microusd"], options["dedupe"])
+    lines = Source(source, options["max_line_bytes"])
+    id = batches.submit(lines, file_options.defaults(options), options["max_cost_microusd"], options["dedupe"])
     with naming(id):
         click.echo(id)  # before anything else can fail: the batch is running
     record = batches.record(id)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 from pydantic import ValidationError
 
-from turnout.batch.line import Defaults
+from turnout.batch.line import MAX_LINE_BYTES, Defaults
 from turnout.request import MICROUSD_PER_USD, MOST, InferenceRequest, Lane, RoutingStrategy
 from turnout.validation import explain
 from turnout_workers.routing import eligibility
@@ -62,6 +62,12 @@ OPTIONS = (
         "deadline_s",
         type=duration,
         help="How long a line may take once it is queued: 90s, 30m, 24h.",
+    ),
+    click.option(
+        "--max-line-bytes",
+        type=click.IntRange(1),
+        default=MAX_LINE_BYTES,
+        help=f"Longest line that is read, {MAX_LINE_BYTES:,} bytes if not given: more for large images.",
     ),
 )
 

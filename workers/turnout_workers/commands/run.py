@@ -107,7 +107,7 @@ def run(source: str, output: str | None, **options: Any) -> None:
     """
     if options["simulate"] and options["scenario"] is None:
         options["scenario"] = DEFAULT
-    this, code = _Run(Source(source), output or "", options), UNUSABLE
+    this, code = _Run(Source(source, options["max_line_bytes"]), output or "", options), UNUSABLE
     same = f"turnout {shlex.join(word for word in sys.argv[1:] if word != '--anew')}"  # which would pay for all again
     try:
         if options["dry_run"]:
