@@ -29,8 +29,10 @@ from turnout_workers.state.store import (
     ObservedLimit,
     Report,
 )
+from turnout_workers.state.windows import PACED_S, SQUEEZE_HOLD_S, SQUEEZE_REGROWTH
 
 A, B = "groq/llama", "openai/gpt#two"
+PACED = "pace of requests_per_minute"
 IDS = count()
 
 
@@ -396,23 +398,111 @@ async def test_a_limit_of_which_a_call_takes_nothing_does_not_stand_in_its_way(f
     await granted(fleet, bid(output_tokens_per_minute=10, input_tokens=1))
 
 
-async def test_each_cooldown_squeezes_the_limits_once_and_they_grow_back(fleet: AnyFleet) -> None:
-    for _ in range(3):
+async def by_the_second(fleet: AnyFleet, one: Bid, seconds: int) -> list[int]:
+    """How many calls are admitted in each of the next seconds."""
+    found = []
+    for _ in range(seconds):
+        fleet.advance(1)
+        found.append(await burst(fleet, one))
+    return found
+
+
+@pytest.mark.parametrize("told", [False, True])
+async def test_after_a_cooldown_a_limit_is_taken_by_the_second_whoever_has_told_it(told: bool, fleet: AnyFleet) -> None:
+    one = bid() if told else bid(requests_per_minute=600)
+    limits = (ObservedLimit("requests_per_minute", 600),) if told else ()
+    await end(fleet, await granted(fleet, one), ok=False, counts=False, limits=limits)
+    for _ in range(3):  # squeezed once, however many calls ran into it
         await fleet.store.mark("cooldown", [A], "429", 2)
-    assert (await refused(fleet, bid(requests_per_minute=100))).retry_at == START + 2
+    assert (await refused(fleet, one)).retry_at == START + 2
     fleet.advance(2)
-    assert await burst(fleet, bid(requests_per_minute=100)) == 70
+    assert await burst(fleet, one) == 7
+    answer = await refused(fleet, one)
+    assert (answer.reasons, answer.retry_at) == ({A: PACED}, START + 3)
+    assert await by_the_second(fleet, one, 5) == [7] * 5, "it holds for a while"
+    fleet.advance(0.3 / SQUEEZE_REGROWTH)
+    assert await by_the_second(fleet, one, 20) == [10] * 20, "then it has grown back"
+    fleet.advance(PACED_S)
+    assert await burst(fleet, one, most=700) == 600, "and at last the provider is believed again"
+
+
+async def test_a_pace_is_kept_to_the_fraction_and_leaves_the_minutes_limit_in_force(fleet: AnyFleet) -> None:
+    one = bid(requests_per_minute=90)
+    await fleet.store.mark("cooldown", [A], "429", 0.001)
+    fleet.advance(29)
+    assert await by_the_second(fleet, one, 6) == [2, 1, 2, 1, 2, 1]
+    slow = bid(B, requests_per_minute=12)
+    await fleet.store.mark("cooldown", [B], "429", 0.001)
+    fleet.advance(30)
+    assert await burst(fleet, slow) == 1
+    assert (await refused(fleet, slow)).retry_at == START + 29 + 6 + 30 + 5
     fleet.advance(5)
-    assert await burst(fleet, bid(requests_per_minute=100)) == 0
-    fleet.advance(0.3 / 0.04)
-    assert await burst(fleet, bid(requests_per_minute=100)) == 30
+    assert sum(await by_the_second(fleet, one, 60)) == 90
+    fleet.advance(30)
+    assert sum(await by_the_second(fleet, slow, 60)) == 12
 
 
-async def test_a_cooldown_right_after_another_squeezes_again(fleet: AnyFleet) -> None:
-    await fleet.store.mark("cooldown", [A], "429", 2)
-    fleet.advance(2)
-    await fleet.store.mark("cooldown", [A], "429", 0)
-    assert await burst(fleet, bid(requests_per_minute=101)) == 49
+async def test_a_paced_call_that_takes_many_seconds_of_a_limit_goes_in_its_turn(fleet: AnyFleet) -> None:
+    limit = {"tokens_per_minute": 600}
+    await fleet.store.mark("cooldown", [A], "429", 0.001)
+    fleet.advance(29)
+    grant = await granted(fleet, bid(input_tokens=100, **limit))
+    assert (await refused(fleet, bid(input_tokens=1, **limit))).retry_at == START + 29 + 10
+    await end(fleet, grant, input_tokens=30)
+    assert (await refused(fleet, bid(input_tokens=100, **limit))).retry_at == START + 29 + 3, "of what it really took"
+    fleet.advance(3)
+    await granted(fleet, bid(input_tokens=100, **limit))
+
+
+async def test_a_pace_keeps_the_reserve_of_more_urgent_jobs(fleet: AnyFleet) -> None:
+    await fleet.store.mark("cooldown", [A], "429", 0.001)
+    fleet.advance(29)
+    assert await burst(fleet, bid(requests_per_minute=600), headroom=0.65) == 7
+    assert await burst(fleet, bid(requests_per_minute=600)) == 3
+
+
+async def test_models_of_an_account_keep_its_pace_together(fleet: AnyFleet) -> None:
+    one, two = (sharing(f"groq/{name}", Limits(), requests_per_minute=600) for name in "ab")
+    await fleet.store.mark("cooldown", [one.endpoint_id, two.endpoint_id], "429", 0.001)
+    fleet.advance(29)
+    assert await burst(fleet, one) == 10
+    assert await burst(fleet, two) == 0
+
+
+async def test_a_refusal_of_a_call_begun_before_the_last_cooldown_squeezes_no_further(fleet: AnyFleet) -> None:
+    one = bid(requests_per_minute=600)
+    await fleet.store.mark("cooldown", [A], "429", 0.05, START)
+    fleet.advance(1)
+    await fleet.store.mark("cooldown", [A], "429", 0.05, START)
+    fleet.advance(1)
+    assert await burst(fleet, one) == 7
+    fleet.advance(1)
+    await fleet.store.mark("cooldown", [A], "429", 0.05, START + 3)
+    assert await by_the_second(fleet, one, 4) == [5, 5, 5, 5], "0.49 of ten"
+
+
+async def test_where_no_limit_is_known_no_more_calls_are_in_flight_than_when_others_were_refused(
+    fleet: AnyFleet,
+) -> None:
+    calls = [await granted(fleet, bid()) for _ in range(10)]
+    for refusal in calls[4:]:
+        await end(fleet, refusal, ok=False, counts=False)
+        await fleet.store.mark("cooldown", [A], "429", 0.043, START)
+    fleet.advance(0.043)
+    assert (await refused(fleet, bid())).reasons == {A: "concurrency"}
+    await end(fleet, calls[0])
+    assert await burst(fleet, bid()) == 1
+    fleet.advance(2 * SQUEEZE_HOLD_S)
+    assert await burst(fleet, bid()) == 4, "twice as many, as nothing was refused since"
+    fleet.advance(PACED_S)
+    assert await burst(fleet, bid(), most=50) == 50
+
+
+async def test_a_quota_that_ends_is_tried_by_one_call_at_a_time(fleet: AnyFleet) -> None:
+    await end(fleet, await granted(fleet, bid()), ok=False, counts=False)
+    await fleet.store.mark("cooldown", [A], "the day's quota", 3600)
+    fleet.advance(3600)
+    assert await burst(fleet, bid()) == 1
 
 
 async def test_a_shorter_cooldown_never_ends_a_longer_one(fleet: AnyFleet) -> None:
@@ -585,7 +675,7 @@ async def test_each_call_that_is_answered_makes_room_for_two_in_a_ramp(fleet: An
     assert (await health(fleet)).proven == 2
 
 
-@pytest.mark.parametrize(("limit", "rates"), [(600, [12, 12, 12, 12]), (75, [1, 2, 1, 2]), (30, [1, 1, 1, 1])])
+@pytest.mark.parametrize(("limit", "rates"), [(600, [12, 12, 12, 12]), (75, [2, 1, 2, 1]), (30, [1, 0, 1, 0])])
 async def test_however_fast_it_answers_a_ramp_stays_below_the_limit_and_a_fifth(
     fleet: AnyFleet, limit: int, rates: list[int]
 ) -> None:
@@ -594,7 +684,7 @@ async def test_however_fast_it_answers_a_ramp_stays_below_the_limit_and_a_fifth(
         fleet.advance(1)
         for _ in range(rate):
             await end(fleet, await granted(fleet, bid(requests_per_minute=limit)))
-        assert (await refused(fleet, bid(requests_per_minute=limit))).reasons == {A: "ramping"}
+        assert (await refused(fleet, bid(requests_per_minute=limit))).reasons == {A: PACED}
 
 
 async def test_a_ramp_keeps_the_reserve_of_more_urgent_jobs(fleet: AnyFleet) -> None:

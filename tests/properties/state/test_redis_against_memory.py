@@ -171,9 +171,10 @@ class TwoStores(RuleBasedStateMachine):
     def recover(self, endpoint: str) -> None:
         self.both(lambda store: store.recover(endpoint))
 
-    @rule(endpoint=ENDPOINTS, for_s=SECONDS)
-    def block(self, endpoint: str, for_s: float) -> None:
-        self.both(lambda store: store.mark("cooldown", [endpoint], "429", for_s))
+    @rule(endpoint=ENDPOINTS, for_s=SECONDS, ago_s=st.none() | SECONDS)
+    def block(self, endpoint: str, for_s: float, ago_s: float | None) -> None:
+        begun_at = None if ago_s is None else self.fleets[0].now - ago_s
+        self.both(lambda store: store.mark("cooldown", [endpoint], "429", for_s, begun_at))
 
     @rule(endpoint=ENDPOINTS, what=st.sampled_from(["disabled", "isolated", "restored", "restored"]))
     def mark(self, endpoint: str, what: Mark) -> None:

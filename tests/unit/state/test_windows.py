@@ -38,6 +38,20 @@ def test_room_comes_exactly_when_it_was_promised(gaps_ms: list[int], limit: int)
         assert window.used.requests < limit
 
 
+@given(st.lists(st.integers(0, 3000), min_size=1, max_size=200), st.sampled_from([0.3, 1.0, 2.5]))
+def test_no_span_holds_more_than_its_pace_gives_and_one_call_besides(gaps_ms: list[int], rate: float) -> None:
+    window, now, granted = Window(1000, 60), 5_000_000, []
+    for gap in gaps_ms:
+        now += gap
+        window.roll(now)
+        if window.unpaced(REQUESTS, rate, 0) < rate:
+            window.add(Use(1))
+            granted.append(now // 1000)
+    for index, first in enumerate(granted):
+        for calls, last in enumerate(granted[index:], 1):
+            assert calls <= (last - first + 1) * rate + 1 + 1e-9
+
+
 def test_a_clock_that_goes_back_stays_in_the_newest_bucket() -> None:
     window = Window(1000, 60)
     window.roll(100_000)

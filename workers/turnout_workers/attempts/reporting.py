@@ -129,7 +129,7 @@ class Reporter:
             await self.store.mark("disabled", affected, reason)
             logger.warning("%s disabled: %s", ", ".join(affected), reason)
         if verdict.cooldown_s > 0:
-            await self.store.mark("cooldown", affected, reason, verdict.cooldown_s)
+            await self.store.mark("cooldown", affected, reason, verdict.cooldown_s, call.started_at)
         view = self.fleet.snapshot.by_id.get(endpoint.id)
         if view is None:  # it was taken out of the configuration since
             return

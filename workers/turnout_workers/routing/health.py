@@ -106,12 +106,6 @@ def ramp_slots(health: Health, now: float) -> int:
     return max(1 << math.floor(max(0.0, now - health.recovered_at)), CONSECUTIVE_FAILURES + health.proven)
 
 
-def ramp_pace(requests_per_minute: int, second: int) -> int:
-    """The most calls that may begin in this second of a ramp; fractions add up over several seconds."""
-    per_second = RAMP_EXCESS * requests_per_minute / 60
-    return max(1, math.floor((second + 1) * per_second) - math.floor(second * per_second))
-
-
 def ejections_in_a_row(health: Health, now: float) -> int:
     """How many came before, forgotten after a healthy minute."""
     return 0 if health.recovered_at > 0 and now - health.recovered_at >= WELL_S else health.ejections

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from turnout_workers.routing import latency
 from turnout_workers.routing.fleet import UNLIMITED, Circuit, Health, Observed, account_id
-from turnout_workers.routing.health import Counters, circuit, ejections_in_a_row, ramp_pace, ramp_slots
+from turnout_workers.routing.health import RAMP_EXCESS, Counters, circuit, ejections_in_a_row, ramp_slots
 from turnout_workers.state.record import FRESH, RESTORED, EndpointRecord, sampled
 from turnout_workers.state.store import (
     KEEP_IF_WITHIN_S,
@@ -28,8 +28,8 @@ from turnout_workers.state.store import (
     Report,
     ms,
 )
-from turnout_workers.state.usage import ASK_AGAIN_MS, Charge, Obstacle, Room, Usage
-from turnout_workers.state.windows import DAY, MIN_SQUEEZE, MINUTE, SQUEEZE, Use, squeezed
+from turnout_workers.state.usage import ASK_AGAIN_MS, Charge, Obstacle, Pace, Room, Usage
+from turnout_workers.state.windows import DAY, MIN_SQUEEZE, PACED_S, SQUEEZE, Use, slots_after, squeezed
 
 EXPIRED_KEPT_MS = DAY[0] * DAY[1]
 """How long an expired lease is remembered."""
@@ -108,18 +108,19 @@ class MemoryFleetStore:
             yield Obstacle(now + ASK_AGAIN_MS, "probing")
         if known.cooldown_until > now:
             yield Obstacle(known.cooldown_until, "cooldown")
+        pace = None
         if state is Circuit.RAMPING:
             slots = ramp_slots(health, now / 1000)
             limits = replace(limits, concurrency=min(slots, limits.concurrency or slots))
-            if limits.requests_per_minute is not None:
-                second, had = known.usage.this_second
-                if had >= max(1, math.floor(ramp_pace(limits.requests_per_minute, second) * ask.headroom)):
-                    yield Obstacle((second + 1) * MINUTE[0], "ramping")
+            pace = Pace(RAMP_EXCESS, known.recovered_at)
+        if known.cooldown_until > max(0, now - ms(PACED_S)):
+            share = squeezed(known.share, known.cooldown_until, now)
+            slots = slots_after(known.carried, known.cooldown_until, now)
+            pace = Pace(share, max(known.cooldown_until, pace.since if pace else 0), slots)
         known.slots = -1 if bid.limits.concurrency is None else bid.limits.concurrency
         room = Room()
-        shares = squeezed(known.share, known.cooldown_until, now), 1.0
-        for usage, allowed, share in zip(counted_by, (limits, bid.shared_limits), shares, strict=False):
-            here, full = usage.room(allowed, _need(bid), share, ask.headroom, ask.position, now)
+        for usage, allowed in zip(counted_by, (limits, bid.shared_limits), strict=False):
+            here, full = usage.room(allowed, _need(bid), pace, ask.headroom, ask.position, now)
             room = room.with_less(here)
             yield from full
         known.free, known.free_at, known.ready_at = room.free, now, room.ready_at
@@ -215,12 +216,22 @@ class MemoryFleetStore:
             known.recovered_at, known.probe, known.probe_until = now, 0, 0
             known.consecutive = known.proven = known.bad_weight = known.weight = 0
 
-    async def mark(self, what: Mark, endpoint_ids: Sequence[str], reason: str = "", for_s: float = 0) -> None:
+    async def mark(
+        self,
+        what: Mark,
+        endpoint_ids: Sequence[str],
+        reason: str = "",
+        for_s: float = 0,
+        begun_at: float | None = None,
+    ) -> None:
         now, until = self._now(), self._now() + ms(for_s)
+        begun = now if begun_at is None else ms(begun_at)
         for known in map(self._endpoints.__getitem__, endpoint_ids):
             if what == "cooldown":
-                if known.cooldown_until <= now:  # once a cooldown, however many calls ran into it
+                if begun >= known.cooldown_until:  # once a cooldown, however many calls ran into it
                     known.share = max(MIN_SQUEEZE, squeezed(known.share, known.cooldown_until, now) * SQUEEZE)
+                    known.carried = known.in_flight
+                known.carried = min(known.carried, known.in_flight)
                 if until > known.cooldown_until:
                     known.cooldown_until, known.texts[what] = until, reason
             elif what == "restored":

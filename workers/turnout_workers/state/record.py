@@ -26,7 +26,9 @@ class EndpointRecord:
     recovered_at: float = 0
     cooldown_until: float = 0
     share: float = 1
-    """Share of its limits that the last cooldown left."""
+    """Share of its limits' pace that the last cooldown left."""
+    carried: float = 0
+    """The fewest calls that were in flight when the refusals came that led to it."""
     disabled: float = 0
     isolated: float = 0
     probe: float = 0
@@ -123,7 +125,7 @@ TEXTS = ("ejected", "cooldown", "disabled", "isolated")
 FRESH = EndpointRecord()
 NAMES = tuple(field.name for field in fields(EndpointRecord))
 RESTORED = (
-    *("open_until", "ejections", "recovered_at", "cooldown_until", "share", "disabled", "isolated"),
+    *("open_until", "ejections", "recovered_at", "cooldown_until", "share", "carried", "disabled", "isolated"),
     *("probe", "probe_until", "consecutive", "run_from", "run_to", "proven", "weight", "bad_weight"),
     *("free", "free_at", "ready_at", "fits"),
 )

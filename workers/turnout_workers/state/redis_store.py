@@ -34,7 +34,7 @@ KINDS = ", ".join(
 )
 """For Lua, of each limit: its name, its window, and which of the three counters it adds up."""
 POLICY = {
-    windows: ("SQUEEZE", "MIN_SQUEEZE", "SQUEEZE_HOLD_S", "SQUEEZE_REGROWTH"),
+    windows: ("PACED_S", "SQUEEZE", "MIN_SQUEEZE", "SQUEEZE_HOLD_S", "SQUEEZE_REGROWTH"),
     store: ("ASK_AGAIN_S", "VERDICT_S", "PUBLISHED_S", "KEEP_IF_WITHIN_S", "KEEP_FOR_S", "ANNOUNCED_LIMIT_S"),
     health: ("RAMP_S", "RAMP_EXCESS", "WELL_S", "CONSECUTIVE_FAILURES", "ERROR_MEMORY_S"),
     latency: ("MEMORY_S", "STEP_SLOWER", "STEP_FASTER", "STEP_RELIEF", "SIGMA_STEP", "MAX_RESIDUAL", "CACHED_STEP"),
@@ -117,8 +117,15 @@ class RedisFleetStore:
     async def recover(self, endpoint_id: str) -> None:
         await self._run("recover", [self._keys.endpoints], [endpoint_id], nothing)
 
-    async def mark(self, what: Mark, endpoint_ids: Sequence[str], reason: str = "", for_s: float = 0) -> None:
-        await self._send(mark_operation(self._keys, what, endpoint_ids, reason, for_s, self._prelude))
+    async def mark(
+        self,
+        what: Mark,
+        endpoint_ids: Sequence[str],
+        reason: str = "",
+        for_s: float = 0,
+        begun_at: float | None = None,
+    ) -> None:
+        await self._send(mark_operation(self._keys, what, endpoint_ids, reason, for_s, begun_at, self._prelude))
 
     async def mark_duplicate(self, accounts: Sequence[str], cost_microusd: int) -> None:
         await self._run("duplicate", [self._keys.money], [cost_microusd, *accounts], nothing)
@@ -153,12 +160,13 @@ def mark_operation(
     endpoint_ids: Sequence[str],
     reason: str = "",
     for_s: float = 0,
+    begun_at: float | None = None,
     prelude: str = CLOCK + SHARED,
 ) -> Operation[None]:
     """Mark endpoints `cooldown`, `disabled`, `isolated` or `restored`; also for an operator's commands."""
     script = Script.load("turnout_workers.state", "mark", prelude)
     places = [keys.endpoints, *map(keys.usage, endpoint_ids)]
-    return script.operation(places, [what, reason, ms(for_s), *endpoint_ids], nothing)
+    return script.operation(places, [what, reason, ms(for_s), ms(begun_at or 0), *endpoint_ids], nothing)
 
 
 def state_operation(keys: Keys, prelude: str = CLOCK + SHARED) -> Operation[tuple[float, Mapping[str, Observed]]]:

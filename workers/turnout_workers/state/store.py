@@ -217,9 +217,19 @@ class FleetStore(Protocol):
     async def recover(self, endpoint_id: str) -> None:
         """Close the circuit after a successful probe; the ramp starts now."""
 
-    async def mark(self, what: Mark, endpoint_ids: Sequence[str], reason: str = "", for_s: float = 0) -> None:
+    async def mark(
+        self,
+        what: Mark,
+        endpoint_ids: Sequence[str],
+        reason: str = "",
+        for_s: float = 0,
+        begun_at: float | None = None,
+    ) -> None:
         """What no circuit decides. `cooldown`: a cooldown that the provider asked for, until max(old, now + for_s).
-        `disabled`, `isolated` by an operator; `restored`: undo these, ejections and cooldowns."""
+        `disabled`, `isolated` by an operator; `restored`: undo these, ejections and cooldowns.
+
+        begun_at: when the refused call began, if not now: one from before the last cooldown tells no more than that.
+        """
 
     async def publish(self, worker: str, overdue: Mapping[str, int]) -> None:
         """How many of this worker's calls to each endpoint are overdue. Forgotten unless repeated within 3 s.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,6 +59,17 @@ class _Cap:
     """Total of charges when the call that brought the header was admitted. Headers of later calls replace it."""
 
 
+class Pace(NamedTuple):
+    """How fast calls may follow one another: each second, as much as its part of the limits by the minute."""
+
+    share: float
+    """Of that part."""
+    since: float
+    """When (ms) the pace begins: earlier calls don't count."""
+    slots: int | None = None
+    """The most calls in flight where no limit by the minute is known."""
+
+
 class FirstWaiting(NamedTuple):
     """The first job that waits for room, and when (ms) it last asked."""
 
@@ -82,23 +93,32 @@ class Usage:
         for window in self._windows.values():
             window.roll(now)
 
+    def in_force(self, limits: Limits, now: int) -> Mapping[str, int]:
+        """By name, the rate limits that are known: the stricter of what is configured and what was announced."""
+        found = {}
+        for name in KINDS:
+            announced, until = self._announced.get(name, (None, 0))
+            configured = getattr(limits, name)
+            some = [one for one in (configured, announced if until > now else None) if one is not None]
+            if some:
+                found[name] = min(some)
+        return found
+
     def room(
-        self, limits: Limits, need: Use, share: float, headroom: float, position: float | None, now: int
+        self, limits: Limits, need: Use, pace: Pace | None, headroom: float, position: float | None, now: int
     ) -> tuple[Room, list[Obstacle]]:
         """How much room there is, and what is in the way. Call `roll` first.
 
-        share: share of the rate limits that is in force. headroom: share of all limits that this job may fill.
-        position: see `Ask`.
+        headroom: share of all limits that this job may fill. position: see `Ask`.
         """
         found, room, first = [], Room(), self._first_at(now)
         ahead = first.need if first and position is not None and first.position < position else NOTHING
-        slots = limits.concurrency
+        slots, in_force = limits.concurrency, self.in_force(limits, now)
+        if pace and pace.slots is not None and not any(KINDS[name].window == "minute" for name in in_force):
+            slots = pace.slots if slots is None else min(slots, pace.slots)
         if slots is not None and len(self.calls) >= min(slots, max(1, math.floor(slots * headroom))):
             found.append(Obstacle(now + ASK_AGAIN_MS, "concurrency"))
         for name, kind in KINDS.items():
-            announced, until = self._announced.get(name, (None, 0))
-            configured = getattr(limits, name)
-            in_force = [one for one in (configured, announced if until > now else None) if one is not None]
             amount = kind.of(need)
             if not amount:
                 continue
@@ -106,10 +126,15 @@ class Usage:
             if cap and cap.until > now and kind.of(self._charged) + amount > cap.total:
                 found.append(Obstacle(cap.until, name))
                 room = room.until(cap.until, kind, cap.total - kind.of(self._charged))
-            if not in_force:
+            if (limit := in_force.get(name)) is None:
                 continue
-            limit = min(in_force) * share
             window = self._windows[kind.window]
+            if pace and limit and kind.window == "minute":
+                rate = pace.share * limit / window.span
+                unpaced = window.unpaced(kind, rate, pace.since)
+                if unpaced >= rate * headroom:
+                    until = window.newest + math.floor(unpaced / rate - headroom) + 1
+                    found.append(Obstacle(until * window.width_ms, f"pace of {name}"))
             used = kind.of(window.used)
             kept = kind.of(ahead) if kind.window == "minute" else 0
             room = room.with_less(Room(max(0.0, 1 - used / max(limit, 1))))
@@ -133,12 +158,6 @@ class Usage:
     def _first_at(self, now: int) -> FirstWaiting | None:
         """The first waiting job, unless it stopped asking or the clock went back."""
         return self._first if self._first and 0 <= now - self._first.at < ms(KEEP_FOR_S) else None
-
-    @property
-    def this_second(self) -> tuple[int, int]:
-        """The number of this second, and how many calls began in it. Call `roll` first."""
-        minute = self._windows["minute"]
-        return minute.newest, minute.buckets.get(minute.newest, NOTHING).requests
 
     def charge(self, lease_id: str, use: Use, now: int) -> Charge:
         """Count a call that begins. Call `roll` first."""

@@ -7,6 +7,7 @@ minute. Once the tokens that a call really took are known, its charge is correct
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -19,14 +20,19 @@ MAX_RESET_S = {"minute": 600.0, "day": 86_400.0}
 """By window, the longest that a header's `remaining` is believed. Such limits refill in less, and an endpoint left idle
 for longer would be hard to explain."""
 
+PACED_S = 600.0
+"""How long calls are paced after a cooldown. A provider that refuses calls may enforce a limit by the minute in each
+second, or ten, or a limit that nobody knows. So each second takes no more than its part of a known limit; where none is
+known, no more calls are in flight than the endpoint carried when it refused others."""
 SQUEEZE = 0.7
-"""Each cooldown multiplies the limits in force by this."""
+"""Each cooldown multiplies the pace in force by this."""
 MIN_SQUEEZE = 0.05
-"""Smallest share of the full limits that cooldowns leave."""
+"""Smallest share of the full pace that cooldowns leave."""
 SQUEEZE_HOLD_S = 5.0
-"""How long after a cooldown the limits begin to grow back."""
+"""How long after a cooldown the pace begins to grow back. Where no limit is known, the calls in flight then double each
+time as long again."""
 SQUEEZE_REGROWTH = 0.04
-"""Share of the full limits that grows back per second."""
+"""Share of the full pace that grows back per second."""
 
 
 class Use(NamedTuple):
@@ -112,8 +118,21 @@ class Window:
             bucket = self.newest
         return (bucket + self.span + 1) * self.width_ms
 
+    def unpaced(self, kind: Kind, per_bucket: float, since_ms: float) -> float:
+        """By how much calls are ahead of a pace that began at `since_ms`, including the newest bucket's own part."""
+        ahead = 0.0
+        for bucket in range(max(self.newest - self.span, int(since_ms // self.width_ms)), self.newest):
+            ahead = max(0.0, ahead + kind.of(self.buckets.get(bucket, NOTHING)) - per_bucket)
+        return ahead + kind.of(self.buckets.get(self.newest, NOTHING))
 
-def squeezed(share: float, blocked_until_ms: float, now_ms: int) -> float:
-    """Share of the configured limits in force, if it was `share` when the cooldown ended."""
-    since_s = (now_ms - blocked_until_ms) / 1000
+
+def squeezed(share: float, cooldown_until_ms: float, now_ms: int) -> float:
+    """Share of the full pace in force, if it was `share` when the cooldown ended."""
+    since_s = (now_ms - cooldown_until_ms) / 1000
     return min(1.0, share + SQUEEZE_REGROWTH * max(0.0, since_s - SQUEEZE_HOLD_S))
+
+
+def slots_after(carried: float, cooldown_until_ms: float, now_ms: int) -> int:
+    """The most calls in flight where no limit is known, if the endpoint carried so many before a cooldown."""
+    since_s = (now_ms - cooldown_until_ms) / 1000
+    return math.floor(max(1.0, carried) * math.pow(2.0, max(0.0, since_s / SQUEEZE_HOLD_S - 1)))

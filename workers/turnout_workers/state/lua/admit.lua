@@ -108,16 +108,50 @@ local function ramp_slots(record)
   return math.max(2 ^ math.floor((NOW - record[RECOVERED_AT]) / 1000), CONSECUTIVE_FAILURES + record[PROVEN])
 end
 
--- As `health.ramp_pace`. Blocks where this second of a ramp has had its calls.
-local function pace(requests_per_minute, minute, block)
-  local second, most = minute.newest, RAMP_EXCESS * requests_per_minute / 60
-  local calls = math.max(1, math.floor((second + 1) * most) - math.floor(second * most))
-  if minute.bucket[1] >= math.max(1, math.floor(calls * headroom)) then block((second + 1) * MINUTE.width, 'ramping') end
+-- As `windows.slots_after`.
+local function slots_after(record)
+  local since_s = (NOW - record[COOLDOWN_UNTIL]) / 1000
+  return math.floor(math.max(1, record[CARRIED]) * 2 ^ math.max(0, since_s / SQUEEZE_HOLD_S - 1))
+end
+
+-- As `usage.Pace`, or nil.
+local function pace_of(record, ramping)
+  local pace = ramping and {share = RAMP_EXCESS, since = record[RECOVERED_AT]} or nil
+  if record[COOLDOWN_UNTIL] > math.max(0, NOW - ms(PACED_S)) then
+    local since = math.max(record[COOLDOWN_UNTIL], pace and pace.since or 0)
+    pace = {share = share_of(record), since = since, slots = slots_after(record)}
+  end
+  return pace
+end
+
+-- As `Window.unpaced`.
+local function unpaced(key, kind, window, rate, since)
+  local ahead, older = 0, {}
+  for bucket = math.max(window.newest - MINUTE.span, math.floor(since / MINUTE.width)), window.newest - 1 do
+    older[#older + 1] = kind[2] .. bucket
+  end
+  for _, bucket in ipairs(#older > 0 and redis.call('HMGET', key, unpack(older)) or {}) do
+    ahead = math.max(0, ahead + (bucket and total(cmsgpack.unpack(bucket), kind) or 0) - rate)
+  end
+  return ahead + total(window.bucket, kind)
+end
+
+-- As `Usage.in_force`; and whether a limit by the minute is among them.
+local function in_force(load, limits)
+  local found, by_minute = {}, false
+  for _, kind in ipairs(KINDS) do
+    local limit, header = limits[kind[1]], load.usage.headers[kind[1]]
+    if header and NOW < (header.holds or 0) and (not limit or header.limit < limit) then limit = header.limit end
+    found[kind[1]], by_minute = limit, by_minute or (limit and kind[2] == 'minute')
+  end
+  return found, by_minute
 end
 
 -- Blocks where a limit is full. Returns the free share of the scarcest, when the scarcest has room again, and for how
 -- many tokens there is room before.
-local function capacity(load, limits, slots, squeezed, bid, block)
+local function capacity(load, limits, slots, pace, bid, block)
+  local allowed, by_minute = in_force(load, limits)
+  if pace and pace.slots and not by_minute then slots = math.min(slots or math.huge, pace.slots) end
   if slots and load.in_flight >= math.min(slots, math.max(1, math.floor(slots * headroom))) then
     block(NOW + ms(ASK_AGAIN_S), 'concurrency')
   end
@@ -128,15 +162,22 @@ local function capacity(load, limits, slots, squeezed, bid, block)
   end
   for _, kind in ipairs(KINDS) do
     local name, amount = kind[1], total(use, kind)
-    local full, header = limits[name], usage.headers[name]
+    local limit, header = allowed[name], usage.headers[name]
     if amount > 0 then
       if header and header.total and header['until'] > NOW and total(usage.charged, kind) + amount > header.total then
         block(header['until'], name)
         full_until(header['until'], kind, header.total - total(usage.charged, kind))
       end
-      if header and NOW < (header.holds or 0) and (not full or header.limit < full) then full = header.limit end
-      if full then
-        local limit, window = full * squeezed, usage[kind[2]]
+      if limit then
+        local window = usage[kind[2]]
+        if pace and limit > 0 and kind[2] == 'minute' then
+          local rate = pace.share * limit / MINUTE.span
+          local too_early = unpaced(load.key, kind, window, rate, pace.since)
+          if too_early >= rate * headroom then
+            local till = window.newest + math.floor(too_early / rate - headroom) + 1
+            block(till * MINUTE.width, 'pace of ' .. name)
+          end
+        end
         local kept = kind[2] == 'minute' and total(ahead, kind) or 0
         free = math.min(free, math.max(0, 1 - total(window.sum, kind) / math.max(limit, 1)))
         local at = room_at(load.key, kind, window, amount, limit * headroom, kept)
@@ -239,14 +280,12 @@ for _, bid in ipairs(ask.bids) do
   if paused then block(NEVER, 'the batch is paused') end
   local half_open, ramping = circuit(record, block)
   local slots = bid.limits.concurrency
-  if ramping then
-    slots = math.min(ramp_slots(record), slots or math.huge)
-    if bid.limits.requests_per_minute then pace(bid.limits.requests_per_minute, load.usage.minute, block) end
-  end
-  local free, ready_at, fits = capacity(load, bid.limits, slots, share_of(record), bid, block)
+  if ramping then slots = math.min(ramp_slots(record), slots or math.huge) end
+  local pace = pace_of(record, ramping)
+  local free, ready_at, fits = capacity(load, bid.limits, slots, pace, bid, block)
   if bid.shared_limits then
     local shared = bid.shared_limits
-    local also_free, also_at, also_fits = capacity(loads[2], shared, shared.concurrency, 1, bid, block)
+    local also_free, also_at, also_fits = capacity(loads[2], shared, shared.concurrency, pace, bid, block)
     free, ready_at, fits = math.min(free, also_free), math.max(ready_at, also_at), math.min(fits, also_fits)
   end
   money(bid, block)

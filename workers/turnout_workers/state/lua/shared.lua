@@ -19,7 +19,7 @@ local function count_calls(record, calls_key)
   record[OLDEST] = tonumber(redis.call('ZRANGE', calls_key, 0, 0, 'WITHSCORES')[2] or 0)
 end
 
--- The share of its limits that it may have, squeezed by a cooldown and regrown since.
+-- As `windows.squeezed`: the pace, as a share of its limits.
 local function share_of(record)
   local since_s = (NOW - record[COOLDOWN_UNTIL]) / 1000
   return math.min(1, record[SHARE] + SQUEEZE_REGROWTH * math.max(0, since_s - SQUEEZE_HOLD_S))
