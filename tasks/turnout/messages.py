@@ -29,8 +29,8 @@ def is_inline(url: Any) -> bool:
 
 class ImageUrl(Value):
     url: str
-    """A `data:` URI. Remote addresses are refused: a job can't make a worker fetch a URL, nor a provider, but by what it
-    takes among `extras`."""
+    """A `data:` URI. Remote addresses are refused: a job can't make a worker fetch a URL, nor a provider, unless by its
+    `extras`."""
     detail: Literal["auto", "low", "high", "original"] | None = None
 
     @field_validator("url")
