@@ -22,7 +22,7 @@ from turnout.ledger.keys import Keys
 from turnout_workers.routing.fleet import Limits
 from turnout_workers.state.fast_pipeline import send_commands
 from turnout_workers.state.redis_store import RedisFleetStore
-from turnout_workers.state.snapshot import POLLS_A_S
+from turnout_workers.state.snapshot import MAX_POLLS_PER_S
 from turnout_workers.state.store import Ask, Bid, Ceiling, Granted, ObservedLimit, Report
 
 JOBS = 3000
@@ -86,9 +86,8 @@ async def look(client: redis.asyncio.Redis, endpoints: int) -> None:
     for _ in range(300):
         await store.state()
     took_us = (await client.info("commandstats"))["cmdstat_evalsha"]["usec_per_call"]
-    print(
-        f"a look at {endpoints:>3} endpoints: {took_us:.0f} µs of Redis, {took_us * POLLS_A_S / 1e6:.1%} of it at most"
-    )
+    share = took_us * MAX_POLLS_PER_S / 1e6
+    print(f"a look at {endpoints:>3} endpoints: {took_us:.0f} µs of Redis, {share:.1%} of it at most")
 
 
 async def main(given: argparse.Namespace) -> None:

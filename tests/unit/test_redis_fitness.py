@@ -27,15 +27,15 @@ def test_a_durable_redis_that_evicts_nothing_is_fit(info: dict[str, Any]) -> Non
     ("fields", "text"),
     [
         ({"valkey_version": None, "redis_version": "6.2.14"}, "Redis or Valkey 6.2.14; 7.0 or newer is needed"),
-        ({"role": "slave"}, "it may take no writes: it is a replica; let REDIS_URL name the primary"),
-        ({"aof_last_write_status": "err"}, "it may take no writes: it can't write its append-only file; free its disk"),
+        ({"role": "slave"}, "it may refuse writes: it is a replica; let REDIS_URL name the primary"),
+        ({"aof_last_write_status": "err"}, "it may refuse writes: it can't write its append-only file; free its disk"),
         (
             {"rdb_last_bgsave_status": "err"},
-            "it may take no writes: its last snapshot failed; free its disk, or set stop-writes-on-bgsave-error no",
+            "it may refuse writes: its last snapshot failed; free its disk, or set stop-writes-on-bgsave-error no",
         ),
         (
             {"min_slaves_good_slaves": 0},
-            "it may take no writes: no replica follows it; bring one back, or set min-replicas-to-write 0",
+            "it may refuse writes: no replica follows it; bring one back, or set min-replicas-to-write 0",
         ),
         ({"aof_enabled": 0}, "the append-only file is off: accepted jobs die with Redis; set appendonly yes"),
         (

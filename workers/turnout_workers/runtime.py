@@ -217,7 +217,7 @@ class Worker:
         a late renewal doesn't count as a death. All living workers take turns in reading the fleet's state."""
         version, results_s = self.current.settings.version, self.current.config.retention.results_s
         alive = self._parts.ledger.alive(self.name, version, self.slots, 3 * ALIVE_EVERY_S, results_s)
-        self._parts.fleet.among(await self._parts.send(alive))
+        self._parts.fleet.share_polls(await self._parts.send(alive))
 
     def _keep_up(self, work: Callable[[], Awaitable[object]], every_s: float, what: str) -> None:
         spawn(run_repeatedly(work, every_s, what), self._tasks)

@@ -67,7 +67,7 @@ async def test_what_others_report_is_seen_in_the_background() -> None:
 async def test_the_workers_of_a_large_fleet_take_turns_in_reading() -> None:
     poller, paces = SnapshotPoller(MemoryFleetStore(lambda: 1_000.0), Fleet([GROQ])), []
     for workers in (1, 50, 300, 1):
-        poller.among(workers)
+        poller.share_polls(workers)
         paces.append(poller.every_s)
     assert paces == [0.1, 0.1, 0.6, 0.1]
 

@@ -141,7 +141,7 @@ class Housekeeping:
             return
         self._intake_checked_at = now
         memory = await self.send(Operation(("INFO", "memory"), lambda reply: reply))
-        kept_before, (self._keeps, policy) = self._keeps, fitness.keeping(memory)
+        kept_before, (self._keeps, policy) = self._keeps, fitness.eviction(memory)
         if kept_before and not self._keeps:
             logger.error("Redis is not fit for production: %s", policy)
         was_full, self._full = self._full, fitness.is_full(memory)

@@ -1,8 +1,8 @@
-"""Many commands in one round trip to Redis, for a fraction of the processor time that redis-py's pipeline takes.
+"""Many commands in one round trip to Redis, for a fraction of the CPU time that redis-py's pipeline takes.
 
-The asyncio pipeline packs in Python what hiredis packs in C, and runs a timeout and three coroutines for each reply,
-and a worker makes five calls a job. Here all replies share one deadline. Connecting, retrying and reading stay
-redis-py's.
+redis-py's asyncio pipeline packs in Python what hiredis packs in C, and runs a timeout and three coroutines for each
+reply; a worker sends five commands a job. Here all replies share one deadline. redis-py still connects, retries and
+reads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from turnout.redis_trouble import takes_no_writes
 
 
 class TakesNoWrites(redis.ConnectionError):
-    """To a worker, a Redis that takes no writes is one that is away: what was to be written waits."""
+    """A Redis that takes no writes is treated as one that is away: what was to be written waits."""
 
 
 async def send_commands(client: redis.asyncio.Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -52,7 +52,7 @@ async def _send_packed(connection: AbstractConnection, packed: bytes, count: int
         async with asyncio.timeout(connection.socket_timeout):
             while len(replies) < count:
                 try:
-                    # Without the timeout of a single read: there is one for all of them.
+                    # No timeout for a single read: there is one for all of them.
                     replies.append(await connection.read_response(timeout=math.inf))
                 except ResponseError as error:
                     away = TakesNoWrites(f"Redis takes no writes: {error}")

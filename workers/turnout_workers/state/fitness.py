@@ -1,4 +1,4 @@
-"""What production needs of Redis: looked at by each worker when it starts, and by `turnout doctor`."""
+"""What production needs from Redis, checked by each worker when it starts, and by `turnout doctor`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FULL_SHARE = 0.8
 
 
 def version(info: dict[str, Any]) -> str:
-    """Of Redis; or of Valkey, which also tells the version of Redis with which it is compatible."""
+    """The version of Redis, or of Valkey, which also reports the version of Redis that it is compatible with."""
     return str(info.get("valkey_version") or info["redis_version"])
 
 
@@ -27,38 +27,38 @@ def is_full(info: dict[str, Any]) -> bool:
     return bool(limit) and int(info["used_memory"]) >= FULL_SHARE * limit
 
 
-def keeping(info: dict[str, Any]) -> tuple[bool, str]:
-    """Whether it keeps what it has, also when its memory is full; and what to do if not."""
+def eviction(info: dict[str, Any]) -> tuple[bool, str]:
+    """Whether it keeps its data when its memory is full, and what to do if not."""
     policy = str(info.get("maxmemory_policy", "unknown"))
     keeps = policy == "noeviction"
     return keeps, f"maxmemory-policy is {policy}" + ("" if keeps else ": jobs would vanish; set it to noeviction")
 
 
 def _no_writes(info: dict[str, Any]) -> str:
-    """Why it refuses writes at the moment, and what to do; empty: nothing of it is known."""
+    """Why it refuses writes at the moment, and what to do. Empty if it seems to take them."""
     if info.get("role") == "slave":
         return "it is a replica; let REDIS_URL name the primary"
     if info.get("aof_last_write_status", "ok") != "ok":
         return "it can't write its append-only file; free its disk"
     if info.get("rdb_last_bgsave_status", "ok") != "ok":
         return "its last snapshot failed; free its disk, or set stop-writes-on-bgsave-error no"
-    if not int(info.get("min_slaves_good_slaves", 1)):  # told where min-replicas-to-write is set
+    if not int(info.get("min_slaves_good_slaves", 1)):  # only there if min-replicas-to-write is set
         return "no replica follows it; bring one back, or set min-replicas-to-write 0"
     return ""
 
 
 def checks(info: dict[str, Any]) -> Iterator[tuple[bool, str]]:
-    """Look at Redis's INFO: of each thing whether it is as it must be, and what it is; if it isn't, also what to do."""
+    """Check Redis's INFO. Yields for each check whether it passed, and the finding; if not, also what to do."""
     current = is_supported(info)
     yield current, f"Redis or Valkey {version(info)}" + ("" if current else "; 7.0 or newer is needed")
     if int(info.get("cluster_enabled", 0)):
         yield False, f"it {CLUSTER}"
     if obstacle := _no_writes(info):
-        yield False, f"it may take no writes: {obstacle}"
+        yield False, f"it may refuse writes: {obstacle}"
     durable = bool(int(info.get("aof_enabled", 0)))
     off = "off: accepted jobs die with Redis; set appendonly yes"
     yield durable, f"the append-only file is {'on' if durable else off}"
-    yield keeping(info)
+    yield eviction(info)
     limit, full = int(info.get("maxmemory", 0)), is_full(info)
     of = f"{limit / 1e6:.0f} MB" if limit else "no limit"
     advice = f": no new jobs are accepted above {FULL_SHARE:.0%}; raise maxmemory, or purge" if full else ""

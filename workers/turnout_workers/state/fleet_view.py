@@ -1,4 +1,4 @@
-"""The fleet's state for a command that looks on: blocking, and not too often."""
+"""The fleet's state for a command that only looks on: read with blocking calls, and not too often."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_WORKER = "none is running (turnout worker)"
 
 
 class FleetView:
-    """The shared state as of its last `look`. Empty where Redis lets a producer see no more than its jobs."""
+    """The shared state as of the last `look`. Empty if Redis lets this user see only its own jobs."""
 
     def __init__(self, client: redis.Redis, ledger: Ledger, fleet: Fleet) -> None:
         self._client = client
@@ -26,13 +26,13 @@ class FleetView:
         self._fleet = fleet
         self._read_at = float("-inf")
         self.problems: dict[str, str] = {}
-        """By provider: the worst that is wrong with it. Nothing of those that are well. `workers`: there are none."""
+        """By provider: its worst problem, if it has one. The key `workers` is present if no worker runs."""
         self.disabled: dict[str, str] = {}
-        """By endpoint: why it is disabled, if it has no calls. Empty while no worker is there, which could find it
-        mended."""
+        """By endpoint without calls in flight: why it is disabled. Empty while no worker runs, because only a worker
+        can find that it is mended."""
 
     def look(self) -> None:
-        """Read it, at most every quarter of a second."""
+        """Read the state, at most every quarter of a second."""
         if time.monotonic() - self._read_at < EVERY_S:
             return
         self._read_at = time.monotonic()
@@ -62,18 +62,18 @@ HEALTH_WORDS = {
     Circuit.DISABLED: "disabled",
     Circuit.ISOLATED: "isolated",
 }
-"""What people are told of a circuit: to most of them, a closed one sounds out of service."""
+"""What people read about a circuit. To most of them, "closed" sounds like out of service."""
 
 
 def health_word(health: Health, now: float) -> str:
-    """How an endpoint is, in a word or two for people."""
+    """The health of an endpoint in a word or two, for people."""
     state = circuit(health, now)
     out = state in (Circuit.OPEN, Circuit.DISABLED, Circuit.ISOLATED)
     return COOLS_DOWN if health.cooldown_until > now and not out else HEALTH_WORDS[state]
 
 
 def health_problem(health: Health, now: float) -> tuple[float, str] | None:
-    """What is wrong with an endpoint: seconds that it will last, and what it is. None: nothing."""
+    """How many seconds a problem of an endpoint will last, and what it is. None: it has none."""
     state, word = circuit(health, now), health_word(health, now)
     if state in (Circuit.DISABLED, Circuit.ISOLATED):
         return 1e9, f"{word}: {health.why}"

@@ -1,6 +1,6 @@
 """The fleet store in Redis: every operation is one Lua script, so it is atomic and takes one round trip.
 
-What the scripts do is specified by `memory_store.py`, and by what the tests add to it for workers.
+`memory_store.py` specifies what the scripts do; the tests add what only workers use.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ KINDS = ", ".join(
     f"{{'{name}', '{kind.window}', {', '.join(str(1 + Use._fields.index(counter)) for counter in kind.counters)}}}"
     for name, kind in windows.KINDS.items()
 )
-"""For Lua, of each limit: its name, its window, and which of the three counters it adds up."""
+"""For Lua: the name of each limit, its window, and which of the three counters it adds up."""
 POLICY = {
     windows: ("PACED_S", "SQUEEZE", "MIN_SQUEEZE", "SQUEEZE_HOLD_S", "SQUEEZE_REGROWTH"),
     store: ("ASK_AGAIN_S", "VERDICT_S", "PUBLISHED_S", "KEEP_IF_WITHIN_S", "KEEP_FOR_S", "ANNOUNCED_LIMIT_S"),
     health: ("RAMP_S", "RAMP_EXCESS", "WELL_S", "CONSECUTIVE_FAILURES", "ERROR_MEMORY_S"),
     latency: ("MEMORY_S", "STEP_SLOWER", "STEP_FASTER", "STEP_RELIEF", "SIGMA_STEP", "MAX_RESIDUAL", "CACHED_STEP"),
 }
-"""Put before every script, so that it has one home and Lua none of its own."""
+"""Constants that Lua needs, prepended to every script, so that each is defined once, in Python."""
 CONSTANTS = f"""
 local KINDS = {{{KINDS}}}
 local MINUTE = {{width = {windows.MINUTE[0]}, span = {windows.MINUTE[1]}}}
@@ -53,7 +53,7 @@ ASK, REPORT = TypeAdapter(Ask), TypeAdapter(Report)
 
 
 class RedisFleetStore:
-    """Sends its calls through `send`; `clock` is the Lua that defines `now_ms()`."""
+    """Sends its operations through `send`. `clock` is the Lua that defines `now_ms()`."""
 
     def __init__(self, send: Coalescer, keys: Keys, clock: str = CLOCK) -> None:
         self._send = send.uninterrupted
@@ -72,22 +72,23 @@ class RedisFleetStore:
         script = Script.load("turnout_workers.state", name, self._prelude)
         return self._send(script.operation(keys, args, decode, repeatable=repeatable))
 
-    def _leasing(self) -> tuple[str, ...]:
+    def _lease_keys(self) -> tuple[str, ...]:
         """The first keys of the scripts that begin and end leases."""
         return (self._keys.endpoints, self._keys.money, self._keys.call_lease_ends)
 
     async def admit(self, ask: Ask) -> Admission:
-        places = [k for bid in ask.bids for k in _places(self._keys, bid.endpoint_id, bid.shared_limits != UNLIMITED)]
-        keys = [*self._leasing(), self._keys.call_lease(ask.lease_id), self._keys.ceilings, *places]
+        keys = [*self._lease_keys(), self._keys.call_lease(ask.lease_id), self._keys.ceilings]
+        for bid in ask.bids:
+            keys += _usage_keys(self._keys, bid.endpoint_id, bid.shared_limits != UNLIMITED)
         if ask.fence:
             batch = [self._keys.batch(ask.fence.batch)] if ask.fence.batch else []
             keys += [*batch, self._keys.job(ask.fence.job_id), self._keys.story(ask.fence.job_id)]
-        sent = ASK.dump_json(ask, exclude_defaults=True, exclude_none=True)
-        return await self._run("admit", keys, [sent], lambda r: _admission(ask.lease_id, r), repeatable=True)
+        args = [ASK.dump_json(ask, exclude_defaults=True, exclude_none=True)]
+        return await self._run("admit", keys, args, lambda r: _admission(ask.lease_id, r), repeatable=True)
 
     async def report(self, report: Report) -> Counters:
         endpoint, lease = report.endpoint_id, self._keys.call_lease(report.lease_id)
-        keys = (*self._leasing(), lease, self._keys.latencies, *_places(self._keys, endpoint, True))
+        keys = (*self._lease_keys(), lease, self._keys.latencies, *_usage_keys(self._keys, endpoint, True))
         args = (REPORT.dump_json(report, exclude_none=True), latency.bucket(report.latency_s or 0.0))
         return await self._run("report", keys, args, _counters)
 
@@ -97,11 +98,11 @@ class RedisFleetStore:
             await self._run("renew", keys, (ms(ttl_s), *lease_ids), nothing)
 
     async def expire(self, limit: int = 1000) -> int:
-        listing = Script.load("turnout.ledger", "members_due", self._prelude)  # so that `expire` can be told their keys
+        listing = Script.load("turnout.ledger", "members_due", self._prelude)  # `expire` must declare their keys
         due = await self._send(listing.operation([self._keys.call_lease_ends], [limit], texts))
         if not due:
             return 0
-        keys = list(self._leasing())
+        keys = list(self._lease_keys())
         for member in due:
             endpoint, lease = member.split(" ", 1)
             keys += [
@@ -148,8 +149,8 @@ class RedisFleetStore:
 
 
 @lru_cache
-def _places(keys: Keys, endpoint_id: str, shared: bool) -> tuple[str, ...]:
-    """The keys in which a call to an endpoint is counted; `shared`: those of its account, too."""
+def _usage_keys(keys: Keys, endpoint_id: str, shared: bool) -> tuple[str, ...]:
+    """The keys in which a call to an endpoint is counted. shared: in those of its account, too."""
     names = (endpoint_id, account_id(endpoint_id)) if shared else (endpoint_id,)
     return tuple(key(name) for name in names for key in (keys.usage, keys.call_starts))
 
@@ -163,21 +164,21 @@ def mark_operation(
     begun_at: float | None = None,
     prelude: str = CLOCK + SHARED,
 ) -> Operation[None]:
-    """Mark endpoints `cooldown`, `disabled`, `isolated` or `restored`; also for an operator's commands."""
+    """See `FleetStore.mark`; also for an operator's commands."""
     script = Script.load("turnout_workers.state", "mark", prelude)
-    places = [keys.endpoints, *map(keys.usage, endpoint_ids)]
-    return script.operation(places, [what, reason, ms(for_s), ms(begun_at or 0), *endpoint_ids], nothing)
+    args = [what, reason, ms(for_s), ms(begun_at or 0), *endpoint_ids]
+    return script.operation([keys.endpoints, *map(keys.usage, endpoint_ids)], args, nothing)
 
 
 def state_operation(keys: Keys, prelude: str = CLOCK + SHARED) -> Operation[tuple[float, Mapping[str, Observed]]]:
-    """Read all that is known; also for whoever only looks on."""
+    """See `FleetStore.state`; also for commands that only look on."""
     script = Script.load("turnout_workers.state", "state", prelude)
     return script.operation([keys.endpoints], [], _state)
 
 
 def latencies_operation(keys: Keys) -> Operation[Mapping[str, Sequence[int]]]:
-    """Read how many answers took how long, by endpoint and `latency.bucket`: for people, and so apart from what workers
-    read all the time."""
+    """Read how many answers took how long, by endpoint and `latency.bucket`. Only people want it, so it is apart from
+    what workers read all the time."""
 
     def decode(reply: Mapping[bytes, bytes]) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {}
@@ -190,7 +191,7 @@ def latencies_operation(keys: Keys) -> Operation[Mapping[str, Sequence[int]]]:
 
 
 def accounts_operation(keys: Keys, names: Sequence[str]) -> Operation[Mapping[str, Account]]:
-    """Read what accounts, at least one, have spent; also for whoever only looks on."""
+    """Read what one or more accounts have spent; also for commands that only look on."""
 
     def decode(reply: Any) -> dict[str, Account]:
         sums = iter([int(one or 0) for one in reply])

@@ -20,30 +20,30 @@ from turnout_workers.routing.health import Counters
 
 @dataclass(frozen=True, slots=True)
 class Ceiling:
-    """Limit on what an account may cost: spent + reserved + unsure never passes it at admission."""
+    """Limit on what an account may cost. No admission lets spent + reserved + unsure exceed it."""
 
     account: str
-    """`job:ID`, `batch:ID`, `tenant:NAME@2030-01-31`, `provider:NAME@2030-01` … : a name per period."""
+    """`job:ID`, `batch:ID`, `tenant:NAME@2030-01-31`, `provider:NAME@2030-01` …: one name per period."""
     limit_microusd: int | None
-    """None: the one that a batch's producer has set, if there is one; the account is kept in any case."""
+    """None: the limit that the batch's producer set, if any. The account is kept in either case."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bid:
-    """One candidate of the ranked list, with what this job would take from it."""
+    """One ranked candidate, with what this job would take from it."""
 
     endpoint_id: str
     limits: Limits
-    """Of the endpoint alone."""
+    """Of this endpoint only."""
     input_tokens: int
-    """Upper estimate, charged now and corrected by the report."""
+    """Upper estimate, charged at admission and corrected by the report."""
     output_tokens: int
     cost_microusd: int | None
-    """Upper estimate; None: the price is unknown, so no ceiling leaves enough."""
+    """Upper estimate. None: the price is unknown, so no ceiling leaves enough."""
     ceilings: tuple[Ceiling, ...] = ()
-    """Those of this provider, besides the job's own."""
+    """Ceilings of this provider, in addition to the job's."""
     shared_limits: Limits = UNLIMITED
-    """Of the endpoint's whole account, `account_id`: what its other models use counts, too."""
+    """Of the whole account (`account_id`): what its other models use counts, too."""
 
     @classmethod
     def of(cls, candidate: Candidate, ceilings: tuple[Ceiling, ...] = ()) -> Bid:
@@ -60,33 +60,33 @@ class Bid:
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """Ties the admission to a claimed job: refused unless `token` is its current one, else told in its story."""
+    """Ties the admission to a claimed job: refused unless `token` is the job's current one. It is written to its story."""
 
     job_id: str
     token: int
     batch: str | None = None
-    """The job's; while it is paused, there is no room."""
+    """The job's batch. While it is paused, there is no room."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A wish to make one call, to the first of `bids` that has room."""
+    """A request to make one call, to the first of `bids` that has room."""
 
     lease_id: str
     """Unique to this attempt, `JOB:TOKEN:CALL`."""
     bids: tuple[Bid, ...]
     ttl_s: float
-    """The lease expires unless renewed within this time."""
+    """The lease expires unless it is renewed within this time."""
     ceilings: tuple[Ceiling, ...] = ()
     fence: Fence | None = None
     headroom: float = 1.0
-    """Share of each limit that this job may fill, for the reserves of more urgent lanes and other tenants."""
+    """Share of each limit that this job may fill. The rest is reserved for more urgent lanes and other tenants."""
     position: float | None = None
-    """Among all that want room; the smallest comes first, and those after it leave what is kept for it. None: this one
-    need not."""
+    """Among all jobs that want room. The smallest comes first; those after it leave free what is kept for it. None:
+    this one needn't."""
     keeps_room: bool = False
-    """Whether room is kept for this one if it finds none, for else small jobs would take it bit by bit, and a large one
-    would wait for ever."""
+    """Whether room is kept for this job if it finds none. Otherwise small jobs would take it bit by bit, and a large
+    one would wait forever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +95,17 @@ class Granted:
     endpoint_id: str
     at: float
     probe: bool = False
-    """This call is the one probe of a half-open endpoint: its outcome closes or reopens the circuit."""
+    """Whether this call is the one probe of a half-open endpoint: its outcome closes or reopens the circuit."""
 
 
 CEILING = "ceiling "
-"""Begins the reason of a bid that an account's ceiling stands against."""
+"""Prefix of a bid's reason, if an account's ceiling refuses it."""
 
 
 @dataclass(frozen=True, slots=True)
 class NoRoom:
     retry_at: float | None
-    """When the first candidate will have room; None: only an operator or a higher ceiling can help."""
+    """When the first candidate will have room. None: only an operator or a higher ceiling can help."""
     at: float
     reasons: Mapping[str, str]
     """By endpoint id: what was full."""
@@ -114,7 +114,7 @@ class NoRoom:
 
     @classmethod
     def of(cls, now_ms: int, obstacles: Mapping[str, tuple[float | None, str]]) -> NoRoom:
-        """From what stands longest in each bid's way: until when (ms; None: time won't help), and what it is."""
+        """From each bid's longest obstacle: until when it lasts (ms; None: time won't help), and what it is."""
         times = [until / 1000 for until, _ in obstacles.values() if until is not None]
         reasons = {endpoint_id: reason for endpoint_id, (_, reason) in obstacles.items()}
         over_ceiling = {
@@ -135,7 +135,7 @@ Admission = Granted | NoRoom | Fenced
 
 @dataclass(frozen=True, slots=True)
 class ObservedLimit:
-    """What a provider itself said: a limit, what remains of it and when it refills."""
+    """What a provider announced: a limit, what remains of it and when it refills."""
 
     kind: str
     """A field of `Limits`."""
@@ -152,11 +152,11 @@ class Report:
     endpoint_id: str
     ok: bool
     counts: bool = True
-    """Whether it says anything on the endpoint's health (a 429 or the job's own fault doesn't)."""
+    """Whether it says anything about the endpoint's health. A 429 or a fault of the job doesn't."""
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
-    """Those of the input that the provider had in its cache."""
+    """Input tokens that the provider had in its cache."""
     cost_microusd: int = 0
     """What is known to have been billed."""
     unsure_microusd: int = 0
@@ -175,21 +175,22 @@ class Account:
     reserved: int = 0
     unsure: int = 0
     duplicate: int = 0
-    """The part of `spent` that paid for what others had answered already."""
+    """The part of `spent` that paid for answers to jobs already settled."""
 
 
 ASK_AGAIN_S = 0.25
-"""Wait for what has no known end: a call in flight, a probe, money that another call has reserved."""
+"""How long to wait for what has no known end: a call in flight, a probe, money that another call reserved."""
 VERDICT_S = 2.0
-"""After a probe's report the endpoint stays closed to others this long for `eject` or `recover` to follow."""
+"""How long a reported probe keeps other calls out, until `eject` or `recover` arrives."""
 PUBLISHED_S = 3.0
-"""How long a worker's counts hold."""
+"""How long a worker's published counts hold."""
 ANNOUNCED_LIMIT_S = 3600.0
-"""How long a limit holds that a provider told. Most tell it with each answer; Gemini does only when it is exceeded, and
-never says that it was raised."""
-KEEP_IF_WITHIN_S, KEEP_FOR_S = 75.0, 90.0
-"""Room is kept for the first of those that wait if it comes so soon, as that of a minute's limits does, and until it
-should have asked again, with what is added to its wait."""
+"""How long a limit that a provider announced holds. Most announce it with each answer; Gemini only when it is exceeded,
+and never when it is raised."""
+KEEP_IF_WITHIN_S = 75.0
+"""Room is kept for the first waiting job only if it is expected within this time; a per-minute limit always is."""
+KEEP_FOR_S = 90.0
+"""How long room is kept for a job that doesn't ask again: its longest wait, plus jitter."""
 
 
 Mark = Literal["cooldown", "disabled", "isolated", "restored"]
@@ -200,19 +201,19 @@ def ms(seconds: float) -> int:
 
 
 class FleetStore(Protocol):
-    """What routers share. Every method is atomic; none is cancelled half-way."""
+    """What routers share. Every method is atomic, and none is cancelled halfway."""
 
     async def admit(self, ask: Ask) -> Admission:
-        """Lease the first bid that has room, or say when one will have."""
+        """Lease the first bid that has room, or say when one will."""
 
     async def report(self, report: Report) -> Counters:
-        """End a lease: free its place, correct tokens and money to what was used, count the outcome."""
+        """End a lease: free its slot, correct tokens and money to what was used, count the outcome."""
 
     async def expire(self, limit: int = 1000) -> int:
-        """End the leases whose time is over: their reservations become unsure. Returns how many."""
+        """End leases that have run out: their reservations become unsure. Returns how many."""
 
     async def eject(self, endpoint_id: str, open_s: float, reason: str) -> bool:
-        """Open the circuit until max(old, now + open_s). False: it was open already, and this doesn't count twice."""
+        """Open the circuit until max(old, now + open_s). False: it was open already, so this isn't counted again."""
 
     async def recover(self, endpoint_id: str) -> None:
         """Close the circuit after a successful probe; the ramp starts now."""
@@ -225,39 +226,40 @@ class FleetStore(Protocol):
         for_s: float = 0,
         begun_at: float | None = None,
     ) -> None:
-        """What no circuit decides. `cooldown`: a cooldown that the provider asked for, until max(old, now + for_s).
-        `disabled`, `isolated` by an operator; `restored`: undo these, ejections and cooldowns.
+        """Set a state that no circuit decides. `cooldown`: until max(old, now + for_s), as the provider asked.
+        `disabled`: it refuses our key or model. `isolated`: an operator took it out. `restored`: undo these and
+        ejections.
 
-        begun_at: when the refused call began, if not now: one from before the last cooldown tells no more than that.
+        begun_at: when the refused call began, if not now. A call from before the last cooldown adds no squeeze.
         """
 
     async def publish(self, worker: str, overdue: Mapping[str, int]) -> None:
-        """How many of this worker's calls to each endpoint are overdue. Forgotten unless repeated within 3 s.
+        """Publish how many of this worker's calls to each endpoint are overdue. Forgotten unless repeated within 3 s.
 
-        Nobody but the worker can tell: the calls of one that died are in flight for as long as their leases last.
+        Only the worker can tell: the calls of a dead worker stay in flight as long as their leases last.
         """
 
     async def claim_work(self, work: str, for_s: float) -> bool:
-        """Whether it falls to the one who asks to do this work for all, and to nobody else for so long."""
+        """Whether the caller is to do this work for all workers. If so, no other caller is for this long."""
 
     async def overdue(self) -> Counter[str]:
-        """What all of them have published, by endpoint: for the one that ejects."""
+        """The overdue calls that all workers have published, by endpoint."""
 
     async def state(self) -> tuple[float, Mapping[str, Observed]]:
-        """The store's time, and all that is known, by endpoint id."""
+        """The store's time, and everything observed, by endpoint id."""
 
 
 class WorkersStore(FleetStore, Protocol):
-    """What workers need besides: an ask of theirs may have ceilings and a fence."""
+    """What only workers need. Their asks may have ceilings and a fence."""
 
     async def renew(self, lease_ids: Sequence[str], ttl_s: float) -> None:
-        """Prolong the leases that have not expired."""
+        """Prolong the leases that haven't expired."""
 
     async def mark_duplicate(self, accounts: Sequence[str], cost_microusd: int) -> None:
-        """Book a call whose result came after the job was settled: spent already, now also duplicate."""
+        """Book a call whose result came after its job was settled. It is already spent; now it is also duplicate."""
 
     async def forget(self, accounts: Sequence[str]) -> None:
-        """Drop accounts that are of no interest any more, such as those of gone batches, and what was set for them.
+        """Drop accounts that nothing needs any more, such as those of deleted batches, and their ceilings.
 
-        Calls that are still under way, and a result that comes twice, are booked in their other accounts alone.
+        Calls still in flight, and results that come twice, are then booked only in their other accounts.
         """

@@ -1,4 +1,4 @@
--- Lease the first bid that has room, or say what stands in each one's way, and until when.
+-- Lease the first bid that has room, or say what stands in the way of each, and until when.
 --
 -- KEYS  endpoints, money, call_lease_ends, call_lease, ceilings, then usage and calls of each bid's endpoint, and of its account
 --       too if it has shared limits, and last, if the admission is fenced, record and story of the job, before
