@@ -1,9 +1,9 @@
 #!lua
--- Take up to ROOM messages from the lanes: of each its share while it has some, of what is left the most urgent.
--- Not while Redis is out of memory: no claim would be taken, and the message would be lost.
--- KEYS  the lane queues (lists, oldest message at the right end), most urgent first, then of each its lists of messages
---       that have a priority, of all equally many
--- ARGV  room, a random number from 0 to 1, then a share (0 to 1) for each queue, then how many of it at most
+-- Take up to `room` messages from the lanes: from each its share, then the most urgent of the rest.
+-- Refused while Redis is out of memory: a claim would fail, and the message would be lost.
+-- KEYS  the lane queues (lists, oldest message at the right end), most urgent first; then, for each queue, its lists of
+--       messages with a priority, as many for each
+-- ARGV  room, a random number from 0 to 1, then a share (0 to 1) for each queue, then a maximum for each queue
 -- Returns {{index of the queue, message}, ...}, in the order of urgency.
 
 local total, drawn = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -11,7 +11,7 @@ local lanes, room = (#ARGV - 2) / 2, total
 local taken = {}
 for i = 1, lanes do taken[i] = {} end
 
--- Nobody's priority is looked at: what has one joins its queue at the back.
+-- Priorities are ignored: messages that have one join the back of their queue.
 local steps = #KEYS / lanes - 1
 for i = lanes + 1, #KEYS do
   local queue = KEYS[math.ceil((i - lanes) / steps)]
@@ -26,7 +26,7 @@ local function take(i, count)
   room = room - #popped
 end
 
--- The shares end to end, cut at whole numbers after a random offset: on average exact, even of one message.
+-- Shares are laid end to end from a random offset and cut at whole numbers: exact on average, even for one message.
 local upto = drawn
 for i = 1, lanes do
   local from = upto

@@ -60,7 +60,7 @@ class Bid:
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """Ties the admission to a claimed job: refused unless `token` is the job's current one. It is written to its story."""
+    """Ties the admission to a claimed job, whose story records it. Refused unless `token` is the job's current one."""
 
     job_id: str
     token: int

@@ -1,17 +1,17 @@
 -- Lease the first bid that has room, or say what stands in the way of each, and until when.
 --
--- KEYS  endpoints, money, call_lease_ends, call_lease, ceilings, then usage and calls of each bid's endpoint, and of its account
---       too if it has shared limits, and last, if the admission is fenced, record and story of the job, before
---       them the record of its batch
--- ARGV  the ask as JSON, an `Ask` of store.py without what is as by default
+-- KEYS  endpoints, money, call_lease_ends, call_lease, ceilings, then for each bid usage and calls of its endpoint, and
+--       of its account if that has limits; then, if the admission is fenced, the record of the job's batch, if it has
+--       one, and the job's record and story
+-- ARGV  the ask as JSON: an `Ask` of store.py without fields that have their default
 -- Returns {'granted', endpoint, at, probe} | {'fenced'} | {'full', now, {endpoint, until, reason} …};
---       `until` is -1 where waiting doesn't help
+--       `until` is -1 if waiting doesn't help
 local NEVER = -1
 local ask = cjson.decode(ARGV[1])
 local ends_at, headroom = NOW + ms(ask.ttl_s), ask.headroom or 1
 
--- Buckets that have left a window are taken off its sum. A clock that went back a little stays in the newest, and one
--- that went back further than the window is long begins anew.
+-- Subtract the buckets that have left a window from its sum. If the clock went back, charges go to the newest bucket;
+-- if it went back by more than the window, all buckets are dropped.
 local function roll(key, name, window, size)
   local last, newest = window.newest, math.floor(NOW / size.width)
   if newest <= last and newest >= last - size.span then return false end
@@ -38,19 +38,19 @@ local function load_of(usage_key, calls_key)
   return {key = usage_key, calls_key = calls_key, usage = usage, in_flight = redis.call('ZCARD', calls_key)}
 end
 
--- The first of those that wait for room, unless it asks no more, or the clock went back.
+-- The first waiting job, unless it stopped asking or the clock went back.
 local function first_of(usage)
   local first = usage.first
   return first and NOW >= first.at and NOW < first.at + ms(KEEP_FOR_S) and first
 end
 
--- What is kept of a minute's limits for the first, if this job comes after it.
+-- What is kept of the per-minute limits for the first waiting job, if this job comes after it.
 local function kept_of(usage)
   local first = ask.position and first_of(usage)
   return first and first.place < ask.position and first.need or {0, 0, 0}
 end
 
--- For a job that has found no room, unless one before it waits.
+-- Keep room for a job that found none, unless one ahead of it waits.
 local function keep_room(load, need)
   local first = first_of(load.usage)
   if first and first.place < ask.position then return end
@@ -59,14 +59,14 @@ local function keep_room(load, need)
 end
 
 -- The job has found room, here or elsewhere.
-local function keep_none(load)
+local function stop_keeping(load)
   if load.usage.first and load.usage.first.place == ask.position then
     load.usage.first = nil
     keep_usage(load.key, load.usage)
   end
 end
 
--- Room within the limit; or alone in the window, when a reserve, a squeeze or the limit itself gives less than one job.
+-- Within the limit; or alone in the window, if a reserve, a squeeze or the limit itself allows less than one job.
 local function fits(used, amount, limit, kept) return used + amount + kept <= limit or used + kept == 0 end
 
 local function room_at(key, kind, window, amount, limit, kept)
@@ -84,7 +84,7 @@ local function room_at(key, kind, window, amount, limit, kept)
   return (window.newest + 1 + size.span) * size.width
 end
 
--- Blocks where the circuit lets no call through. Returns whether it is half open, and whether it ramps.
+-- Block if the circuit lets no call through. Returns whether it is half open, and whether it ramps.
 local function circuit(record, block)
   local half_open, ramping = false, false
   if record[ISOLATED] > 0 then
@@ -103,7 +103,7 @@ local function circuit(record, block)
   return half_open, ramping
 end
 
--- As `health.ramp_slots`.
+-- See `health.ramp_slots`.
 local function ramp_slots(record)
   return math.max(2 ^ math.floor((NOW - record[RECOVERED_AT]) / 1000), CONSECUTIVE_FAILURES + record[PROVEN])
 end
@@ -147,8 +147,8 @@ local function in_force(load, limits)
   return found, by_minute
 end
 
--- Blocks where a limit is full. Returns the free share of the scarcest, when the scarcest has room again, and for how
--- many tokens there is room before.
+-- Block if a limit is full. Returns the free share of the scarcest limit, when that has room again, and for how many
+-- tokens there is room before.
 local function capacity(load, limits, slots, pace, bid, block)
   local allowed, by_minute = in_force(load, limits)
   if pace and pace.slots and not by_minute then slots = math.min(slots or math.huge, pace.slots) end
@@ -183,7 +183,7 @@ local function capacity(load, limits, slots, pace, bid, block)
         local at = room_at(load.key, kind, window, amount, limit * headroom, kept)
         if at ~= 0 then
           block(at, name)
-          at = room_at(load.key, kind, window, amount, limit, 0) -- for whoever comes first
+          at = room_at(load.key, kind, window, amount, limit, 0) -- what the first one gets
           if at ~= 0 then full_until(at, kind, limit - total(window.sum, kind)) end
         end
       end
@@ -192,7 +192,7 @@ local function capacity(load, limits, slots, pace, bid, block)
   return free, ready_at, fits
 end
 
--- Those that a call to this bid's endpoint counts against.
+-- All ceilings for a call to this bid's endpoint.
 local function ceilings(bid)
   local all = {}
   for _, some in ipairs({ask.ceilings or {}, bid.ceilings or {}}) do
@@ -204,7 +204,7 @@ end
 local function money(bid, block)
   for _, ceiling in ipairs(ceilings(bid)) do
     local name, limit = ceiling.account, ceiling.limit_microusd
-    -- A batch has the ceiling that its producer has set. Other accounts are none of a producer's business.
+    -- A producer sets the ceiling of its batch, and of no other account.
     if not limit and string.sub(name, 1, 6) == 'batch:' then
       limit = tonumber(redis.call('HGET', KEYS.ceilings, name) or nil)
     end
@@ -216,14 +216,14 @@ local function money(bid, block)
       if certain > limit then
         block(NEVER, 'ceiling ' .. name)
       elseif certain + (tonumber(sums[3]) or 0) > limit then
-        -- Only reservations are in the way: there may be room again once those calls are paid.
+        -- Only reservations are in the way: there may be room once those calls are booked.
         block(NOW + ms(ASK_AGAIN_S), 'ceiling ' .. name)
       end
     end
   end
 end
 
--- Returns in which buckets.
+-- Returns the buckets.
 local function charge(load, use)
   local usage = load.usage
   for _, window in ipairs({usage.minute, usage.day}) do
@@ -257,14 +257,14 @@ if ask.fence then
 end
 local held, expired = unpack(redis.call('HMGET', KEYS.call_lease, 'call', 'expired'))
 if expired then return {'fenced'} end
-if held then -- a repeated admission, its first answer was lost
+if held then -- a repeated admission, whose first reply was lost
   local call = cmsgpack.unpack(held)
   return {'granted', call.endpoint, call.at, math.min(call.probe, 1)}
 end
 
 local paused = ask.fence and ask.fence.batch and redis.call('HGET', KEYS[#KEYS - 2], 'state') == 'paused'
 local refusal, at = {'full', NOW}, 6
-local asked_first, soon = nil, false -- the loads of the first bid, and whether there will be room before long
+local asked_first, soon = nil, false -- the loads of the first bid, and whether they have room soon
 for _, bid in ipairs(ask.bids) do
   local loads = {}
   for i = 1, bid.shared_limits and 2 or 1 do
@@ -272,7 +272,7 @@ for _, bid in ipairs(ask.bids) do
     at = at + 2
   end
   local record, load = record_of(bid.endpoint_id), loads[1]
-  local till, reason = nil, nil -- of what stands longest in the way
+  local till, reason = nil, nil -- of the longest obstacle
   local function block(time, why)
     if till == nil or (till ~= NEVER and (time == NEVER or time > till)) then till, reason = time, why end
   end
@@ -308,7 +308,7 @@ for _, bid in ipairs(ask.bids) do
       redis.call('RPUSH', story, '{"at":' .. NOW .. ',"event":"routed","to":' .. cjson.encode(bid.endpoint_id) .. '}')
     end
     for _, some in ipairs({asked_first or {}, loads}) do
-      for _, one in ipairs(some) do keep_none(one) end
+      for _, one in ipairs(some) do stop_keeping(one) end
     end
     return grant(bid, loads, probe)
   end

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- End leases that were not renewed: their places are free, their reservations unsure. The lease itself is kept
--- for a day, so that a late report finds what to move.
+-- End leases that were not renewed: their slots become free, their reservations unsure. The lease itself is kept for a
+-- day, so that a late report can be booked.
 --
--- KEYS  endpoints, money, call_lease_ends, then of each lease: itself, calls of its endpoint, calls of its account
--- ARGV  `ENDPOINT LEASE` of each, in the order of their keys
+-- KEYS  endpoints, money, call_lease_ends, then for each lease: itself, calls of its endpoint, calls of its account
+-- ARGV  `ENDPOINT LEASE` for each, in the order of their keys
 -- Returns how many
 local ended = 0
 for i, member in ipairs(ARGV) do

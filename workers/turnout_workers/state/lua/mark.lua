@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- What isn't decided by a circuit: a cooldown that the provider asked for, a bad key, an operator's word.
+-- Set a state that no circuit decides: a cooldown that the provider asked for, a refused key, an operator's decision.
 --
 -- KEYS  endpoints, then usage of each
 -- ARGV  cooldown | disabled | isolated | restored, reason, for (ms), when the refused call began (ms; 0: now), then the
@@ -9,7 +9,7 @@ for i = 5, #ARGV do
   local endpoint, tells = ARGV[i], what ~= 'restored'
   local record = record_of(endpoint)
   if what == 'cooldown' then
-    if (begun > 0 and begun or NOW) >= record[COOLDOWN_UNTIL] then -- once a cooldown, however many calls ran into it
+    if (begun > 0 and begun or NOW) >= record[COOLDOWN_UNTIL] then -- once per cooldown, however many calls ran into it
       record[SHARE] = math.max(MIN_SQUEEZE, share_of(record) * SQUEEZE)
       record[CARRIED] = record[IN_FLIGHT]
     end

@@ -1,7 +1,7 @@
--- Which calls are overdue, of workers that have published lately.
+-- The overdue calls that workers have published lately.
 --
 -- KEYS  hanging
--- Returns JSON of the counts by endpoint, for each of them
+-- Returns JSON of the counts by endpoint, for each worker
 local found, published = {}, redis.call('HGETALL', KEYS.hanging)
 for i = 2, #published, 2 do
   local at, counts = string.match(published[i], '^(%d+) (.*)$')

@@ -1,5 +1,5 @@
--- Publish which calls of one worker are overdue. What those who fell silent have left goes with the key, once nobody
--- publishes: to look for it here would cost the more, the more workers there are.
+-- Publish how many calls of one worker are overdue. What dead workers left goes with the key, once no worker publishes:
+-- to look for it here would cost more, the more workers there are.
 --
 -- KEYS  hanging
 -- ARGV  worker, JSON of the counts by endpoint ('': none)

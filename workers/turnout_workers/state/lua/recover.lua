@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Close a half-open circuit after its probe succeeded: the ramp starts now, and what failed before is forgotten.
--- An ejection that was lengthened meanwhile stands.
+-- Close a half-open circuit after its probe succeeded: the ramp starts now, and earlier failures are forgotten. An
+-- ejection that was lengthened meanwhile stands.
 --
 -- KEYS  endpoints
 -- ARGV  endpoint

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Prolong the leases that have not expired.
+-- Prolong the leases that haven't expired.
 --
 -- KEYS  endpoints, call_lease_ends, then the leases
 -- ARGV  ttl (ms), then the lease ids, in the order of their keys

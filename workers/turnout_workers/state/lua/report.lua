@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
--- End a lease: free its place, correct tokens and money to what was used, count the outcome.
+-- End a lease: free its slot, correct tokens and money to what was used, count the outcome.
 --
 -- KEYS  endpoints, money, call_lease_ends, call_lease, latencies, usage, calls, account_usage, account_calls
--- ARGV  the report as JSON, a `Report` of store.py without what is None; the bucket of its latency
--- Returns {now, consecutive failures, those as they began, error rate, error weight, probe}
--- Of the endpoint, and of its account.
+-- ARGV  the report as JSON: a `Report` of store.py without fields that are None; the bucket of its latency
+-- Returns {now, consecutive failures, length of the run of failures, error rate, error weight, probe}
+-- The endpoint, then its account.
 local usage_keys, calls_keys = {KEYS.usage, KEYS.account_usage}, {KEYS.calls, KEYS.account_calls}
 local report = cjson.decode(ARGV[1])
 local record = record_of(report.endpoint_id)
@@ -30,7 +30,7 @@ local reserved_as = late and 'unsure' or 'reserved'
 changes[reserved_as] = changes[reserved_as] - cost
 for _, account in ipairs(cjson.decode(accounts)) do book(account, changes) end
 
--- Set the charge right in the buckets in which it was made, while they count. A request stays a request.
+-- Correct the charge in the buckets in which it was made, while they count. The request itself stays counted.
 local error = {0, report.input_tokens - call.use[2], report.output_tokens - call.use[3]}
 local function correct(key, name, window, bucket)
   if bucket == window.newest then
@@ -51,7 +51,7 @@ local function kind_of(name)
   end
 end
 
--- `remaining` counted this call and perhaps not those after it: it caps the total of charges until the reset.
+-- `remaining` includes this call, but perhaps not later ones: it caps the total of charges until the reset.
 local function learn_from_headers(headers)
   for _, observed in ipairs(report.limits) do
     local header = headers[observed.kind] or {}
@@ -78,8 +78,8 @@ if error[2] ~= 0 or error[3] ~= 0 or #report.limits > 0 then
   end
 end
 
--- Failures in a row by the order in which calls began, of which each has its number: a success breaks only a row that
--- began before it, and a call that has not ended stands in its place like one.
+-- Update the run of failures, in the order in which calls began; `number` is that of this call. A success ends only a
+-- run that began before it. A call that hasn't ended yet counts as a success.
 local function count_run(number)
   if report.ok then
     if number > record[RUN_TO] then record[RUN_FROM], record[RUN_TO] = number + 1, number end
@@ -91,7 +91,7 @@ local function count_run(number)
   end
 end
 
--- What a call says that was made before an ejection is no news; but a probe's outcome always is.
+-- A call that began before an ejection says nothing new; a probe always does.
 local probe = call.probe > 0 and call.probe == record[PROBE]
 if probe then record[PROBE_UNTIL] = NOW + ms(VERDICT_S) end
 if report.counts and (probe or call.at >= record[OPEN_UNTIL]) then
@@ -102,7 +102,7 @@ if report.counts and (probe or call.at >= record[OPEN_UNTIL]) then
   count_run(call.charged[1])
 end
 
--- As `latency.step`: slow samples count more, and a second one below half the estimate counts most.
+-- See `latency.step`: slow samples count more, and a second one below half the estimate counts most.
 local function step(field, low_field, sample)
   local estimate, low = record[field], false
   if estimate >= 0 then
@@ -120,7 +120,8 @@ if report.ok and report.latency_s then
   if report.output_tokens > 0 then first = report.ttft_s end
   if first then step(TTFT, TTFT_LOW, first) end
   if report.output_tokens > 0 then
-    step(S_PER_TOKEN, S_PER_TOKEN_LOW, math.max(0, report.latency_s - (first or math.max(record[TTFT], 0))) / report.output_tokens)
+    local writing_s = math.max(0, report.latency_s - (first or math.max(record[TTFT], 0)))
+    step(S_PER_TOKEN, S_PER_TOKEN_LOW, writing_s / report.output_tokens)
   end
   if report.predicted_s and report.predicted_s > 0 then
     local residual = math.log(math.max(report.latency_s, 0.001) / report.predicted_s)
@@ -132,7 +133,8 @@ if report.ok and report.latency_s then
 end
 
 if report.ok and report.input_tokens > 0 then
-  record[CACHED] = record[CACHED] + CACHED_STEP * (math.min(1, report.cached_tokens / report.input_tokens) - record[CACHED])
+  local cached = math.min(1, report.cached_tokens / report.input_tokens)
+  record[CACHED] = record[CACHED] + CACHED_STEP * (cached - record[CACHED])
 end
 record[CALLS], record[FAILURES] = record[CALLS] + 1, record[FAILURES] + (report.ok and 0 or 1)
 record[SPENT] = record[SPENT] + report.cost_microusd

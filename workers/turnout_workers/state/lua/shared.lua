@@ -1,9 +1,9 @@
--- Put before every script of the fleet's state, after the clock and the constants of redis_store.py.
+-- Prepended to every script of the fleet's state, after the clock and the constants of redis_store.py.
 local NOW = now_ms()
 
 local function ms(seconds) return math.floor(seconds * 1000 + 0.5) end
 
--- What is known of an endpoint, see record.py: a table of numbers, `record[EJECTIONS]`.
+-- The record of an endpoint: a table of numbers such as `record[EJECTIONS]`, see record.py.
 local function record_of(endpoint)
   local packed = redis.call('HGET', KEYS.endpoints, endpoint)
   return packed and {struct.unpack(LAYOUT, packed)} or fresh()
@@ -13,7 +13,7 @@ local function keep(endpoint, record)
   redis.call('HSET', KEYS.endpoints, endpoint, struct.pack(LAYOUT, unpack(record)))
 end
 
--- What its calls in flight say: how many there are, and when the oldest began.
+-- Update how many calls are in flight, and when the oldest began.
 local function count_calls(record, calls_key)
   record[IN_FLIGHT] = redis.call('ZCARD', calls_key)
   record[OLDEST] = tonumber(redis.call('ZRANGE', calls_key, 0, 0, 'WITHSCORES')[2] or 0)
@@ -25,7 +25,7 @@ local function share_of(record)
   return math.min(1, record[SHARE] + SQUEEZE_REGROWTH * math.max(0, since_s - SQUEEZE_HOLD_S))
 end
 
--- Change what an account has, column by column; not of one that was forgotten while its calls were under way.
+-- Change the columns of an account, unless it was forgotten while its calls were in flight.
 local function book(account, changes)
   if not redis.call('HGET', KEYS.money, account .. '|reserved') then return end
   for column, amount in pairs(changes) do
@@ -33,15 +33,14 @@ local function book(account, changes)
   end
 end
 
--- What calls take: {requests, input tokens, output tokens}.
+-- Values are {requests, input tokens, output tokens}.
 local function add(values, others, sign)
   for i = 1, 3 do values[i] = values[i] + (sign or 1) * others[i] end
 end
 
--- What the calls to an endpoint, or a whole account, took: all that were ever made, as charged at first,
--- and those of a minute and a day.
--- A window has the number of its newest bucket, what is in it, and the sum of all; its older buckets lie beside it.
--- `headers` is what the provider said, by limit; `first`, the first of those that wait for room.
+-- What the calls to an endpoint or a whole account took. `charged`: all calls ever made, as charged at admission.
+-- `minute`, `day`: the number of the window's newest bucket, its values, and the sum of all buckets; the older buckets
+-- are fields of the same hash. `headers`: what the provider announced, by limit. `first`: the first job that waits.
 local function usage_of(key)
   local packed = redis.call('HGET', key, 'now')
   if packed then return cmsgpack.unpack(packed) end
@@ -51,7 +50,7 @@ end
 
 local function keep_usage(key, usage) redis.call('HSET', key, 'now', cmsgpack.pack(usage)) end
 
--- What of it a limit counts; `kind`: see KINDS in redis_store.py.
+-- The values that a limit counts, added up. `kind`: see KINDS in redis_store.py.
 local function total(values, kind)
   local sum = 0
   for i = 3, #kind do sum = sum + values[kind[i]] end

@@ -1,5 +1,5 @@
--- All that is known of the endpoints, in one read.
+-- Everything observed of the endpoints, in one read.
 --
 -- KEYS  endpoints
--- Returns {now, it as a flat list}
+-- Returns {now, the hash as a flat list}
 return {NOW, redis.call('HGETALL', KEYS.endpoints)}
