@@ -105,6 +105,7 @@ USAGE: list[tuple[str, Any, tuple[int, ...], int]] = [
     ("openai", chat({**ASKED, "cost": PERPLEXITYS}), (100, 0, 0, 10, 0), 5110),
     ("openai", chat({**ASKED, "cost": {"request_cost": 0.005}}), (100, 0, 0, 10, 0), 300),
     ("openai", {"data": [{"embedding": [0.5]}], "usage": {"prompt_tokens": 8}}, (8, 0, 0, 0, 0), 16),
+    ("openai", {"data": [{"embedding": [0.5]}], "usage": {"total_tokens": 8}}, (8, 0, 0, 0, 0), 16),
     ("anthropic", claude(KEPT), (100, 40, 20, 10, 0), 40 * 2 + 20 + 60 + 100),
     ("anthropic", claude({**KEPT, "output_tokens_details": {"thinking_tokens": 4}}), (100, 40, 20, 10, 4), 260),
     ("anthropic", claude({**KEPT, "cache_creation": {"ephemeral_1h_input_tokens": 15}}), (100, 40, 20, 10, 0), 275),

@@ -27,6 +27,7 @@ from turnout_workers.routing import Endpoint, IntelligentRouter, NoEligibleEndpo
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 from turnout_workers.routing.fleet import Circuit, Health, Limits, Observed, Price
 from turnout_workers.routing.health import Counters, circuit
+from turnout_workers.routing.profile import MAX_OUTPUT_TOKENS
 from turnout_workers.state.memory_store import MemoryFleetStore
 from turnout_workers.state.store import ObservedLimit, Report
 
@@ -50,12 +51,14 @@ class Provider:
     closed: bool = False
     texts: list[str] = field(default_factory=list)
     limits: tuple[ObservedLimit, ...] = ()
+    asked: list[InferenceRequest] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.endpoints = self.endpoints or (endpoint(self.name),)
 
     async def call(self, at: Endpoint, request: InferenceRequest, timeouts: Timeouts) -> CallOutcome:
         self.calls += 1
+        self.asked.append(request)
         step = self.script.pop(0) if self.script else 0.0
         if isinstance(step, BaseException):
             raise step
@@ -642,6 +645,13 @@ async def test_a_request_without_fallback_that_runs_into_its_deadline_says_so() 
     router.register_provider(Provider("only", [60.0]))
     with pytest.raises(DeadlinePassed, match="no answer by the deadline; only/llama: timed_out"):
         await router.complete(request(allow_fallback=False, deadline_s=0.5))
+
+
+async def test_the_longest_answer_that_was_reserved_is_the_longest_that_is_asked_for() -> None:
+    only, router = Provider("only"), IntelligentRouter()
+    router.register_provider(only)
+    await router.complete(request(max_output_tokens=None, max_cost_usd=1.0))
+    assert [one.max_output_tokens for one in only.asked] == [MAX_OUTPUT_TOKENS]
 
 
 async def test_who_has_spent_all_it_may_is_told_on_what(routers: Any) -> None:

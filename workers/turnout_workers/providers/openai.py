@@ -216,6 +216,8 @@ def _embeddings(body: Any) -> Answer:
         rows = [by_place[place] for place in range(len(rows))]
     vectors = tuple(_vector(row["embedding"]) for row in rows)
     told = body.get("usage")
+    if isinstance(told, dict) and "total_tokens" in told:  # all that some vendors report, such as Voyage
+        told = {"prompt_tokens": told["total_tokens"], **told}
     cost = _cost_usd(told)
     return Answer(embeddings=vectors, usage=plausible_usage(usage, told), cost_usd=cost, model=body.get("model"))
 
