@@ -219,6 +219,17 @@ def test_a_limit_of_all_models_together_is_told_once(
     assert "    3 at once\n" in told
 
 
+def test_status_tells_whose_calls_are_in_no_sum(
+    here: local.Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    priced = "input_usd_per_mtok = 1, output_usd_per_mtok = 1"
+    (tmp_path / "x.toml").write_text(
+        f"[providers.x]\nbase_url = 'http://127.0.0.1:9'\nmodels = {{a={{}}, b={{{priced}}}}}"
+    )
+    monkeypatch.setitem(here.environ, "TURNOUT_CONFIG", str(tmp_path / "x.toml"))
+    assert "price unknown, not in any sum: x/a (0 calls)\n" in turnout(here, "status")
+
+
 def test_providers_are_listed_and_checked(here: local.Local) -> None:
     told = turnout(here, "providers", "--check")
     assert "sim-horizon: answers" in told

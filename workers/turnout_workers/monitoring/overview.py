@@ -100,5 +100,6 @@ def _row(view: EndpointView, now: float, all_calls: int) -> dict[str, Any]:
         "failures": metrics.failures,
         "error_rate": round(metrics.error_rate, 3),
         "spent_usd": metrics.spent_microusd / MICROUSD_PER_USD,
+        "priced": view.endpoint.price is not None,
         "simulated": view.endpoint.simulated,
     }
