@@ -407,7 +407,7 @@ def test_what_the_last_worker_had_at_work_when_it_was_killed_is_told_as_such(
     run(flushed, [ledger.enqueue(job)])
     assert "0 workers\n" in CliRunner().invoke(main, ["status"]).stdout
     run(flushed, [ledger.claim("a", "w", 30)])
-    assert "0 workers: what is at work or in flight is as the last one" in CliRunner().invoke(main, ["status"]).stdout
+    assert "0 workers: jobs at work and calls in flight stay as the last" in CliRunner().invoke(main, ["status"]).stdout
 
 
 def test_what_is_no_terminal_gets_every_name_whole(bare: pytest.MonkeyPatch, redis_url: str) -> None:

@@ -26,8 +26,8 @@ async def test_a_scrape_does_not_wait_for_a_redis_that_is_silent(monkeypatch: py
     async def silence(_client: redis.asyncio.Redis, _commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         return await asyncio.get_running_loop().create_future()
 
-    assert fleet_metrics.WAIT_S <= 5
-    monkeypatch.setattr(fleet_metrics, "WAIT_S", 0.01)
+    assert fleet_metrics.TIMEOUT_S <= 5
+    monkeypatch.setattr(fleet_metrics, "TIMEOUT_S", 0.01)
     poller = SnapshotPoller(MemoryFleetStore(time.monotonic), Fleet(()))
     collector = FleetCollector(poller, Coalescer(redis.asyncio.Redis(), send_commands=silence), Keys(), lambda: ())
     async with asyncio.timeout(60):

@@ -28,14 +28,14 @@ def line(number: int = 0, lineno: int = 1) -> logging.LogRecord:
 
 def test_a_flood_of_one_kind_is_cut_and_told_with_its_next_line() -> None:
     clock = Clock()
-    flood = logs.Flood(3, clock)
+    flood = logs.FloodFilter(3, clock)
     assert [flood.filter(line(number)) for number in range(10)] == [True] * 3 + [False] * 7
     assert flood.filter(line(lineno=2)), "of another kind"
     clock.now = 1.0
     later, other = line(10), line(lineno=2)
     assert flood.filter(later)
     assert flood.filter(other)
-    events = [json.loads(logs.Json().format(record))["event"] for record in (later, other)]
+    events = [json.loads(logs.JsonFormatter().format(record))["event"] for record in (later, other)]
     assert events == ["job 10 (and 7 more like it, left out)", "job 0"]
     assert [flood.filter(line(number)) for number in range(11, 14)] == [True, True, False], "in each second"
 
@@ -47,8 +47,8 @@ def test_a_json_line_has_its_job_and_its_traceback_in_one_line() -> None:
     except ValueError as error:
         record = line()
         record.exc_info = (type(error), error, error.__traceback__)
-    assert logs.Job().filter(record)
-    text = logs.Json().format(record)
+    assert logs.AddJob().filter(record)
+    text = logs.JsonFormatter().format(record)
     assert "\n" not in text
     told = json.loads(text)
     assert (told["level"], told["job"], told["event"]) == ("warning", "job-1", "job 0")
@@ -60,7 +60,7 @@ def test_a_readable_line_tells_its_time_as_explain_does_to_the_zone() -> None:
     record = line()
     record.created, record.msecs = 1_795_847_760.123, 123.0
     record.job, record.left_out = "job-1", ""
-    text = logs.Readable(logs.READABLE).format(record)
+    text = logs.TextFormatter(logs.TEXT_FORMAT).format(record)
     assert text == "2026-11-28 06:36:00.123 UTC WARNING turnout_workers.attempts.attempt [job-1] job 0"
 
 
@@ -71,7 +71,7 @@ def test_nothing_that_came_in_a_message_forges_a_line_or_commands_a_terminal() -
     except ValueError as error:
         record = logging.LogRecord("a", logging.INFO, "a.py", 1, "job %s", (order,), (type(error), error, None))
     record.job, record.left_out = order, ""
-    first, *traceback = logs.Readable(logs.READABLE).format(record).split("\n")
+    first, *traceback = logs.TextFormatter(logs.TEXT_FORMAT).format(record).split("\n")
     assert first.count("CRITICAL forged [-] line ]0;obey  2J") == 2
     assert all(line.startswith("  ") and line.isprintable() for line in [f"  {first}", *traceback])
     assert len(traceback) == 2
@@ -99,8 +99,8 @@ def test_a_json_line_names_the_attempt_and_its_provider_and_another_job_where_it
     def told(**extra: str) -> dict[str, object]:
         record = line()
         vars(record).update(extra)
-        logs.Job().filter(record)
-        found: dict[str, object] = json.loads(logs.Json().format(record))
+        logs.AddJob().filter(record)
+        found: dict[str, object] = json.loads(logs.JsonFormatter().format(record))
         return {name: found[name] for name in ("job", "attempt", "provider") if name in found}
 
     def of_an_attempt() -> None:

@@ -1,1 +1,1 @@
-"""What operators see from outside: metrics, Flower's tab of providers, log lines."""
+"""What operators see: metrics, Flower's tab of providers, log lines, traces."""

@@ -1,4 +1,4 @@
-"""Celery's task events, many in one message, each tried once: `PatientConsumer` says when."""
+"""Celery's task events, many in one message and each tried once. `PatientConsumer` decides when."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from kombu import Producer
 
 from turnout_workers import celery_json
 
-GATHER = 500
+MAX_EVENTS = 500
 """Most events in one message."""
 SLOW_S, REST_S = 1.0, 10.0
-"""After an event that took so long to publish, others are kept for so long."""
+"""After publishing took `SLOW_S`, further events are kept for `REST_S`."""
 
 
 class Dispatcher(EventDispatcher):
@@ -25,14 +25,14 @@ class Dispatcher(EventDispatcher):
     serializer: Any
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **{**options, "buffer_limit": GATHER})
+        super().__init__(*arguments, **{**options, "buffer_limit": MAX_EVENTS})
         self.serializer = celery_json.EVENTS
         self._rests_until = 0.0
 
     def _publish(self, event: Any, producer: Any, routing_key: str, **_retries: Any) -> None:
-        """Once: Celery would try again until Redis is back, and do nothing else, nor stop, meanwhile.
+        """Publish once. Celery would retry until Redis is back, and meanwhile do nothing else, nor stop.
 
-        What can't be published is kept, and after a Redis that was silent what follows, too: each might wait as long.
+        What can't be published is kept. If Redis was silent, later events are kept too: each might wait as long.
         """
         began = monotonic()
         if began < self._rests_until:
@@ -44,14 +44,14 @@ class Dispatcher(EventDispatcher):
 
     @property
     def has_unsent(self) -> bool:
-        """Whether something could not be published, and is to be tried again."""
+        """Whether there are events that could not be published yet."""
         return bool(self._outbound_buffer) and not self._closed
 
     def close(self) -> None:
-        """The last events of a stopping worker, if Redis is there, and the end.
+        """Publish the last events of a stopping worker, if Redis is there, and close.
 
-        Celery has closed the connection by now, so they take one of their own. What can't be published is kept for the
-        dispatcher that follows after a reconnect.
+        Celery has closed the connection by now, so they use a new one. What can't be published is kept for the next
+        dispatcher after a reconnect.
         """
         with self.app.connection_for_write() as connection:
             self.producer = Producer(connection, exchange=self.exchange, serializer=self.serializer, auto_declare=False)

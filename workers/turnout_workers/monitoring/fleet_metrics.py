@@ -1,6 +1,6 @@
-"""`GET /metrics` of one worker process, served on its own loop: what it counts, and the fleet's shared state.
+"""`GET /metrics` of one worker process, served on its own loop: its own counts, and the fleet's shared state.
 
-Every worker tells the same of the latter: take the max over workers.
+Every worker reports the same shared state: take the max over workers.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from turnout_workers.state.store import Ceiling
 
 logger = logging.getLogger(__name__)
 
-WAIT_S = 3.0
-"""For Redis. Prometheus waits for ten seconds, and then takes the worker for gone."""
+TIMEOUT_S = 3.0
+"""For Redis. Prometheus waits for ten seconds, and then considers the worker gone."""
 
 BY_ENDPOINT = (
     ("calls_in_flight", "Calls in flight, of all workers.", "in_flight"),
@@ -36,7 +36,7 @@ BY_ENDPOINT = (
     ("error_ratio", "Share of recent calls that failed.", "error_rate"),
     ("spend_usd", "Spent at this endpoint since its counters began.", "spent_usd"),
 )
-"""Name, meaning, and the column of `overview.endpoints`."""
+"""Name, meaning, and column of `overview.endpoints`."""
 
 
 @dataclass(eq=False)
@@ -47,49 +47,49 @@ class FleetCollector(Collector):
     send: Coalescer
     keys: Keys
     ceilings: Callable[[], Sequence[Ceiling]]
-    """Those to watch, for the present day and month."""
+    """The ceilings to watch, for the current day and month."""
     _backlog: Mapping[str, Any] = field(default_factory=dict, init=False)
     _used: Mapping[str, float] = field(default_factory=dict, init=False)
 
     async def refresh(self) -> None:
-        """Ask Redis for what the worker has no copy of. While it is away, all series are missing: the view of a worker
-        that is cut off is an old one, and Prometheus is to take the greatest of all."""
+        """Read from Redis what the worker has no copy of. While Redis is away, all series are missing: this worker's
+        view would be old, and Prometheus takes the maximum over workers."""
         self._backlog, self._used = {}, {}
-        limits = {one.account: one.limit_microusd for one in self.ceilings() if one.limit_microusd}
+        limits = {ceiling.account: ceiling.limit_microusd for ceiling in self.ceilings() if ceiling.limit_microusd}
         try:
-            async with asyncio.timeout(WAIT_S):
-                *_, money = told = await self.send.all(*overview.backlog_operations(self.keys, limits))
-        except (RedisError, OSError):  # of which the rest of the worker tells
+            async with asyncio.timeout(TIMEOUT_S):
+                *_, money = replies = await self.send.all(*overview.backlog_operations(self.keys, limits))
+        except (RedisError, OSError):  # other work of this worker logs it
             return
-        self._backlog = overview.backlog(told, self.fleet.now())
-        spent = {name: one.spent + one.reserved + one.unsure for name, one in money.items()}
+        self._backlog = overview.backlog(replies, self.fleet.now())
+        spent = {name: sums.spent + sums.reserved + sums.unsure for name, sums in money.items()}
         self._used = {name: spent[name] / limit for name, limit in limits.items()}
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        if not (told := self._backlog):
+        if not (backlog := self._backlog):
             return
         rows = overview.endpoints(self.fleet.snapshot)
         for name, meaning, column in BY_ENDPOINT:
             yield _gauge(name, meaning, ["endpoint"], (([row["endpoint"]], row[column]) for row in rows))
-        states = (([row["endpoint"], one.value], float(one == row["circuit"])) for row in rows for one in Circuit)
-        yield _gauge("circuit", "1 for the state it is in.", ["endpoint", "state"], states)
+        states = (([row["endpoint"], state.value], float(state == row["circuit"])) for row in rows for state in Circuit)
+        yield _gauge("circuit", "1 for the current state.", ["endpoint", "state"], states)
         accounts = ((name.rpartition("@"), ratio) for name, ratio in self._used.items())
         used = (([who, "day" if date.count("-") == 2 else "month"], ratio) for (who, _, date), ratio in accounts)
-        yield _gauge("ceiling_used_ratio", "Of a cost ceiling.", ["account", "period"], used)
-        lanes, money = told["lanes"].items(), told["money_usd"].items()
-        queued = (([lane], one["queued"]) for lane, one in lanes)
+        yield _gauge("ceiling_used_ratio", "Used share of a cost ceiling.", ["account", "period"], used)
+        lanes, money = backlog["lanes"].items(), backlog["money_usd"].items()
+        queued = (([lane], row["queued"]) for lane, row in lanes)
         yield _gauge("backlog_jobs", "Jobs queued in a lane.", ["lane"], queued)
-        ages = (([lane], one["oldest_s"]) for lane, one in lanes)
-        yield _gauge("backlog_age_seconds", "Age of a lane's first place.", ["lane"], ages)
+        ages = (([lane], row["oldest_s"]) for lane, row in lanes)
+        yield _gauge("backlog_age_seconds", "Age of a lane's first job.", ["lane"], ages)
         yield _gauge("money_usd", "The books of all jobs.", ["kind"], (([kind], usd) for kind, usd in money))
-        yield _gauge("parked_jobs", "Jobs that wait for room.", [], [([], told["parked"])])
-        yield _gauge("held_jobs", "Jobs that workers have.", [], [([], told["held"])])
+        yield _gauge("parked_jobs", "Jobs that wait for room.", [], [([], backlog["parked"])])
+        yield _gauge("held_jobs", "Jobs held by workers.", [], [([], backlog["held"])])
 
 
 def _gauge(
-    name: str, told: str, labels: Sequence[str], series: Iterable[tuple[Sequence[str], float]]
+    name: str, meaning: str, labels: Sequence[str], series: Iterable[tuple[Sequence[str], float]]
 ) -> GaugeMetricFamily:
-    gauge = GaugeMetricFamily(f"turnout_fleet_{name}", told, labels=labels)
+    gauge = GaugeMetricFamily(f"turnout_fleet_{name}", meaning, labels=labels)
     for values, value in series:
         gauge.add_metric(values, value)
     return gauge
@@ -97,7 +97,7 @@ def _gauge(
 
 @asynccontextmanager
 async def served(registry: CollectorRegistry, fleet: FleetCollector, host: str, port: int) -> AsyncIterator[None]:
-    """Serve while the block runs. A port that is taken is an error in the log, and no more: jobs matter more."""
+    """Serve while the block runs. If the port is taken, only log an error: jobs matter more."""
     registry.register(fleet)
 
     async def scrape(_: web.BaseRequest) -> web.StreamResponse:
@@ -111,7 +111,7 @@ async def served(registry: CollectorRegistry, fleet: FleetCollector, host: str, 
     try:
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
-        logger.error("no metrics of this worker: %s:%d can't be listened on (%s)", host, port, error)
+        logger.error("this worker serves no metrics: it can't listen on %s:%d (%s)", host, port, error)
     else:
         logger.info("metrics at http://%s:%d/metrics", host, runner.addresses[0][1])
     try:

@@ -1,7 +1,7 @@
 """Flower with one more tab: the providers, their health, limits and money, and a button to take one out.
 
 Built on what Flower leaves open: its list of handlers, the loader of its templates, its options. Flower needs no key
-and no worker: it gets a Celery app that knows the broker and nothing else.
+and no worker: it gets a Celery app that only knows the broker.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ ADDED = {
     "navbar.html": ("</ul>", "{% include tab.html %}</ul>"),
     "tasks.html": ("{% block container %}", "{% block container %}{% include tasks_style.html %}"),
 }
-"""What becomes of such a place, the first one, in a template of Flower's."""
-TASKS = "name,args,state,retries,result,received,worker,uuid"
+"""By template of Flower's: a text, and what replaces its first occurrence."""
+TASK_LIST_COLUMNS = "name,args,state,retries,result,received,worker,uuid"
 """Columns of the list of tasks, unless FLOWER_TASKS_COLUMNS names others."""
-REASON = 100
-"""Most characters of why a job failed in the list; its own page has all."""
-MOST_TASKS = "20000"
-"""How many tasks it keeps in memory, each some 5 kB, unless FLOWER_MAX_TASKS says otherwise."""
+MAX_REASON_CHARS = 100
+"""Most characters of an error in the list; the task's page shows all."""
+MAX_TASKS = "20000"
+"""Tasks kept in memory, about 5 kB each, unless FLOWER_MAX_TASKS sets another number."""
 COLOURS = {"well": "success", "out": "danger", "disabled": "danger", "isolated": "secondary"}
 
 
 class Loader(template.Loader):
-    """Our templates, else Flower's own, with what is ADDED."""
+    """Our templates, else Flower's own with what is in ADDED."""
 
     def resolve_path(self, name: str, parent_path: str | None = None) -> str:
         return name
@@ -69,14 +69,14 @@ class Providers(BaseHandler):  # type: ignore[misc]
     """The tab. GET shows; POST isolates or restores an endpoint."""
 
     def check_xsrf_cookie(self) -> None:
-        # Flower asks for no token where it has no authentication; to take a provider out it is always wanted.
+        # Without authentication Flower requires no token; to take a provider out it is always required.
         web.RequestHandler.check_xsrf_cookie(self)
 
     @web.authenticated
     async def get(self) -> None:
-        told = await _asked(overview, self.settings["here"])
-        shown = {"usd": usd, "colours": COLOURS, "read_only": options.read_only, "refresh": options.auto_refresh}
-        self.render("providers.html", told=told, **shown)
+        view = await _ask_redis(overview, self.settings["here"])
+        names = {"usd": usd, "colours": COLOURS, "read_only": options.read_only, "refresh": options.auto_refresh}
+        self.render("providers.html", view=view, **names)
 
     @web.authenticated
     async def post(self) -> None:
@@ -86,7 +86,7 @@ class Providers(BaseHandler):  # type: ignore[misc]
         if endpoint not in here.fleet.ids or action not in ("isolated", "restored"):
             raise web.HTTPError(400, "no such endpoint or action")
         reason = "in Flower" if action == "isolated" else ""
-        await _asked(here.ask, mark_operation(here.ledger.keys, action, [endpoint], reason))
+        await _ask_redis(here.ask, mark_operation(here.ledger.keys, action, [endpoint], reason))
         self.redirect(self.reverse_url("providers"))
 
 
@@ -95,31 +95,31 @@ class ProvidersApi(BaseApiHandler):  # type: ignore[misc]
 
     @web.authenticated
     async def get(self) -> None:
-        self.write(await _asked(overview, self.settings["here"]))
+        self.write(await _ask_redis(overview, self.settings["here"]))
 
 
-async def _asked(work: Callable[..., Any], argument: object) -> Any:
-    """What Redis answers to it."""
+async def _ask_redis(work: Callable[..., Any], argument: object) -> Any:
+    """Do work in a thread. An error of Redis becomes status 503."""
     try:
         return await asyncio.to_thread(work, argument)
     except RedisError as error:
         raise web.HTTPError(503, explain(error)) from None
 
 
-def told_whole(task: Any) -> Any:
-    """A task as its page and the list show it: how it failed, or where it went, is its result, too."""
+def with_outcome(task: Any) -> Any:
+    """A task as its page and the list show it: the result is also how it failed, or where it went."""
     if task.result is None and task.exception:
-        task.result = textwrap.shorten(task.exception, REASON, placeholder=" …")
+        task.result = textwrap.shorten(task.exception, MAX_REASON_CHARS, placeholder=" …")
     return task
 
 
 def serve(here: Deployment, address: str, port: int, database: Path, announce: Callable[[str], None]) -> None:
-    """Run Flower until SIGTERM or Ctrl-C. Options that are not set here come from `FLOWER_…` variables, as ever."""
+    """Run Flower until SIGTERM or Ctrl-C. Options not set here come from `FLOWER_…` variables as usual."""
     url = here.settings.config.redis_url
     app = celery_app(url)
     app.conf.update(
-        broker_transport=None,  # the URL's, which Flower knows
-        # Its page of the broker looks for them here alone.
+        broker_transport=None,  # Flower takes it from the URL
+        # Flower's broker page reads them only here.
         broker_use_ssl={name: value for name, value in parse_qsl(url.partition("?")[2]) if name.startswith("ssl_")}
         or None,
         task_queues=[Queue(lane.value) for lane in Lane],
@@ -127,13 +127,13 @@ def serve(here: Deployment, address: str, port: int, database: Path, announce: C
         accept_content=["json"],
         broker_connection_max_retries=None,
     )
-    os.environ.setdefault("FLOWER_MAX_TASKS", MOST_TASKS)
+    os.environ.setdefault("FLOWER_MAX_TASKS", MAX_TASKS)
     flower.command.apply_env_options()
     options.address, options.port = address, port
     options.persistent, options.db = True, str(database)
-    options.format_task = told_whole
+    options.format_task = with_outcome
     if "FLOWER_TASKS_COLUMNS" not in os.environ:
-        options.tasks_columns = TASKS
+        options.tasks_columns = TASK_LIST_COLUMNS
         TASK_COLUMNS.update(args="Lane · model", retries="Failovers")
     database.parent.mkdir(parents=True, exist_ok=True)
     flower.command.extract_settings()
@@ -146,9 +146,9 @@ def serve(here: Deployment, address: str, port: int, database: Path, announce: C
     server = Flower(capp=app, options=options, **settings)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     bound = server.start_http_server()
-    place = "/".join(["", *filter(None, (options.url_prefix or "").split("/")), ""])
-    announce(str(URL.build(scheme="http", host=address, port=bound, path=place)))
+    prefix = "/".join(["", *filter(None, (options.url_prefix or "").split("/")), ""])
+    announce(str(URL.build(scheme="http", host=address, port=bound, path=prefix)))
     with contextlib.suppress(KeyboardInterrupt, SystemExit):
         server.start()
-    server.stop()  # keeps what it has seen
-    os._exit(0)  # its threads may be waiting for a Redis that is away, and would be waited for
+    server.stop()  # saves its state
+    os._exit(0)  # a normal exit would wait for its threads, which may be waiting for Redis

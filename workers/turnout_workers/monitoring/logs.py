@@ -1,4 +1,4 @@
-"""Log lines of a worker: readable or JSON, one an event, with the job they are of, and never a flood of them."""
+"""A worker's log: text or JSON, one line per event, with the job it is about, and limited in rate."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from turnout.printable import printable
 from turnout_workers.monitoring import tracing
 from turnout_workers.providers.base import current_job
 
-LINES = 50
-"""Most lines of one kind, a place in the code, in each second."""
-READABLE = "%(asctime)s %(levelname)s %(name)s [%(job)s] %(message)s%(left_out)s"
+MAX_LINES = 50
+"""Most lines per second from one place in the code."""
+TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s [%(job)s] %(message)s%(left_out)s"
 CHATTY = ("celery.worker.strategy", "celery.app.trace", "aiohttp.access", "celery.worker.consumer.connection")
-"""A line a job or call, which the ledger tells better; or one a second, while Redis takes no writes."""
+"""They log a line per job or call, which the ledger records better, or one a second while Redis takes no writes."""
 
 current_attempt: ContextVar[tuple[int, str] | None] = ContextVar("current_attempt", default=None)
-"""Of the job at work: the attempt under way, or else its last one here. Its number, from 1, and the provider."""
+"""The current job's attempt under way, else its last one here: its number, from 1, and the provider."""
 
 
 def at_attempt(lease_id: str, provider: str) -> None:
-    """From here on: the attempt of that lease."""
+    """From here on, log lines are about the attempt with this lease."""
     current_attempt.set((int(lease_id.rpartition(":")[2]) + 1, provider))
 
 
-class Job(logging.Filter):
-    """Gives a line the job that it is of, the attempt and the trace. `extra={"job": …}` names another job."""
+class AddJob(logging.Filter):
+    """Adds the current job, attempt and trace to a line. `extra={"job": …}` names another job."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not hasattr(record, "job"):
@@ -42,32 +42,32 @@ class Job(logging.Filter):
         return True
 
 
-class Flood(logging.Filter):
-    """Lets so many lines of a kind, a place in the code, through each second. The kind's next line after that second
-    tells how many of it were left out."""
+class FloodFilter(logging.Filter):
+    """Lets `lines` lines per second through from each place in the code. The first line after that second says how many
+    were left out."""
 
-    def __init__(self, lines: int = LINES, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, lines: int = MAX_LINES, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._lines = lines
         self._clock = clock
         self._seconds: dict[tuple[str, int], tuple[float, int]] = {}
-        """Of each kind, when its second began, and how many lines have come since."""
+        """By place: when its second began, and the number of lines since."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        kind, now = (record.pathname, record.lineno), self._clock()
-        began, before = self._seconds.get(kind, (now, 0))
+        place, now = (record.pathname, record.lineno), self._clock()
+        began, before = self._seconds.get(place, (now, 0))
         record.left_out = ""
         if now - began >= 1:
             if before > self._lines:
                 record.left_out = f" (and {before - self._lines} more like it, left out)"
             began, before = now, 0
-        self._seconds[kind] = began, before + 1
+        self._seconds[place] = began, before + 1
         return before < self._lines
 
 
-class Readable(logging.Formatter):
-    """One line an event, and after it a traceback, set in. What comes with a message, its id say, neither forges
-    a line nor commands the terminal in which it is read. Its time is that which `turnout explain` tells."""
+class TextFormatter(logging.Formatter):
+    """One line per event, followed by an indented traceback. Foreign text in it, such as an id, can neither forge a
+    line nor control the terminal. Times are those that `turnout explain` shows."""
 
     converter = staticmethod(time.gmtime)
     default_msec_format = "%s.%03d UTC"
@@ -79,9 +79,9 @@ class Readable(logging.Formatter):
         return "\n".join(f"  {printable(line)}" for line in super().formatException(ei).splitlines())
 
 
-class Json(logging.Formatter):
-    """One object a line: `at`, `level`, `logger`, `event`, and `job`, `attempt`, `provider`, `trace_id` and `exception`
-    where there is one."""
+class JsonFormatter(logging.Formatter):
+    """One object per line: `at`, `level`, `logger`, `event`, and if known `job`, `attempt`, `provider`, `trace_id` and
+    `exception`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -99,11 +99,11 @@ class Json(logging.Formatter):
 
 
 def configure(level: int | str, form: Literal["text", "json"], path: str | None = None) -> None:
-    """Set up the logging of this process: to standard error, or to a file, which others may move away."""
+    """Set up the logging of this process: to standard error, or to a file, which may be rotated."""
     handler = WatchedFileHandler(path, encoding="utf-8") if path else logging.StreamHandler(sys.stderr)
-    handler.addFilter(Job())
-    handler.addFilter(Flood())
-    handler.setFormatter(Json() if form == "json" else Readable(READABLE))
+    handler.addFilter(AddJob())
+    handler.addFilter(FloodFilter())
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter(TEXT_FORMAT))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
     for name in CHATTY:

@@ -1,7 +1,7 @@
 """What one worker process counts, for Prometheus: sum it over workers.
 
-Labels come from the configuration and from enumerations only, never
-from jobs, so that no flood of models or tenants makes a flood of series.
+Labels come only from the configuration and from enumerations, never from jobs, so that many models or tenants don't
+make many series.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from turnout.result import Attempt
 from turnout_workers.attempts.reporting import Finished
 
 WAITS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 43200)
-"""From at once to half a day, for batches."""
+"""Up to half a day, for batches."""
 CALLS_S = (0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120)
 Recovery = Literal["woken", "swept", "poison", "expired", "republished"]
-"""Room was there for a parked job; its worker had died, or died of it; its deadline passed; its message was lost."""
+"""A parked job got room; a job's worker died; a job was given up as poison; its deadline passed; its message was
+lost."""
 
 
 class Metrics:
@@ -29,27 +30,27 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
 
-        # Looking a labelled series up costs more than counting in it; there are few, all of the configuration.
-        def counter(name: str, told: str, *labels: str) -> Callable[..., Counter]:
-            return cache(Counter(name, told, labels, registry=registry).labels)
+        # Looking up a labelled series costs more than counting in it. There are few, all from the configuration.
+        def counter(name: str, meaning: str, *labels: str) -> Callable[..., Counter]:
+            return cache(Counter(name, meaning, labels, registry=registry).labels)
 
-        def histogram(name: str, told: str, label: str, buckets: Sequence[float]) -> Callable[[str], Histogram]:
-            return cache(Histogram(name, told, [label], buckets=buckets, registry=registry).labels)
+        def histogram(name: str, meaning: str, label: str, buckets: Sequence[float]) -> Callable[[str], Histogram]:
+            return cache(Histogram(name, meaning, [label], buckets=buckets, registry=registry).labels)
 
-        self._ended = counter("turnout_jobs", "Jobs that left this worker, by how.", "lane", "outcome")
+        self._ended = counter("turnout_jobs", "Jobs that left this worker, by outcome.", "lane", "outcome")
         self._wait = histogram("turnout_queue_wait_seconds", "From acceptance to the first claim.", "lane", WAITS_S)
-        self._calls = counter("turnout_calls", "Calls to providers, by how they went.", "endpoint", "outcome")
-        self._call_s = histogram("turnout_call_seconds", "Of successful calls.", "endpoint", CALLS_S)
+        self._calls = counter("turnout_calls", "Calls to providers, by outcome.", "endpoint", "outcome")
+        self._call_s = histogram("turnout_call_seconds", "Duration of successful calls.", "endpoint", CALLS_S)
         self._tokens = counter("turnout_tokens", "Tokens of successful calls.", "endpoint", "direction")
-        self._spent = counter("turnout_spend_usd", "What calls have cost for sure.", "endpoint")
+        self._spent = counter("turnout_spend_usd", "Confirmed cost of calls.", "endpoint")
         self._unsure = counter("turnout_unsure_usd", "What calls may have cost besides.", "endpoint")
         self._moves = counter("turnout_failovers", "Jobs that changed providers.", "source", "target", "failure")
         self._cut = Counter(
-            "turnout_lease_losses", "Jobs that were lost to another worker, their calls aborted.", registry=registry
+            "turnout_lease_losses", "Jobs lost to another worker, their calls aborted.", registry=registry
         )
-        self._recovered = counter("turnout_recoveries", "Jobs that housekeeping brought back, or ended.", "how")
+        self._recovered = counter("turnout_recoveries", "Jobs that housekeeping brought back or ended.", "how")
         for how in get_args(Recovery):
-            self._recovered(how)  # alerts watch the increase: a series that begins with an event has none
+            self._recovered(how)  # a series that begins with an event has no increase for alerts to watch
         self._held = Gauge("turnout_worker_jobs", "Jobs in flight in this process.", registry=registry)
         self._free = Gauge("turnout_worker_free_slots", "Jobs that this process would take now.", registry=registry)
 
@@ -57,7 +58,7 @@ class Metrics:
         self._wait(lane.value).observe(max(0.0, waited_s))
 
     def ended(self, lane: Lane, outcome: str) -> None:
-        """`outcome`: a job's final status, or `failed_over`, `deferred`, `handed_back`, `skipped`."""
+        """outcome: a job's final status, or `failed_over`, `deferred`, `handed_back`, `skipped`."""
         self._ended(lane.value, outcome).inc()
 
     def called(self, call: Finished) -> None:
@@ -72,7 +73,7 @@ class Metrics:
             self._tokens(endpoint, "output").inc(response.usage.output_tokens)
 
     def moved(self, failed: Attempt, provider: str) -> None:
-        """A job whose last attempt failed is tried at another provider."""
+        """Count a job that moves to another provider after a failed attempt."""
         self._moves(failed.provider, provider, failed.failure or "").inc()
 
     def lease_lost(self) -> None:
@@ -83,6 +84,6 @@ class Metrics:
             self._recovered(how).inc(count)
 
     def held(self, count: Callable[[], float], free: Callable[[], float]) -> None:
-        """Where to ask how many jobs are in flight here, and how many more would be taken."""
+        """Set the functions that return the jobs in flight here, and how many more would be taken."""
         self._held.set_function(count)
         self._free.set_function(free)

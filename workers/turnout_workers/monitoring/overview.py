@@ -1,4 +1,4 @@
-"""What waits, what is at work, what it has cost, how each endpoint is: for the terminal, Flower and Prometheus."""
+"""Jobs waiting and at work, money, and the state of each endpoint: for the terminal, Flower and Prometheus."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from turnout_workers.state.redis_store import accounts_operation, latencies_oper
 
 
 def overview(here: Deployment) -> dict[str, Any]:
-    """All of it as plain values, in one round trip."""
+    """Everything as plain values, in one round trip."""
     keys = here.ledger.keys
     asked = (here.ledger.workers(), state_operation(keys), latencies_operation(keys))
     workers, (at, observed), latencies, *replies = here.ask(*asked, *backlog_operations(keys))
@@ -35,7 +35,7 @@ def overview(here: Deployment) -> dict[str, Any]:
 
 
 def backlog_operations(keys: Keys, accounts: Iterable[str] = ()) -> list[Operation[Any]]:
-    """What to ask Redis, in one round trip; `backlog` makes sense of the replies. The last tells of `accounts`, too."""
+    """Operations for `backlog`, which reads their replies. The last one covers `accounts` as well."""
     return [
         *(call for lane in Lane for call in _lane_operations(keys, lane)),
         Operation(("ZCARD", keys.job_leases), int),
@@ -54,7 +54,7 @@ def _lane_operations(keys: Keys, lane: Lane) -> tuple[Operation[Any], ...]:
 
 
 def backlog(replies: Sequence[Any], now: float) -> dict[str, Any]:
-    """Plain values. `now`: Redis's time, for the age of what waits longest."""
+    """Jobs and money as plain values. now: Redis's time, for the age of the oldest queued job."""
     *of_lanes, held, parked, counts, money = replies
     lanes: dict[str, dict[str, Any]] = {}
     for lane, published, in_line, since in zip(Lane, of_lanes[::3], of_lanes[1::3], of_lanes[2::3], strict=True):

@@ -1,7 +1,7 @@
 """OpenTelemetry spans of a worker: a job's wait in the queue, its hold here, each decision, call and settlement.
 
-Optional: without the `otel` extra, or without a provider of tracers, nothing is imported and no span is made. Names
-follow OpenTelemetry's conventions for generative AI. No attribute has a prompt, an answer, a key or the text of an
+Optional: without the `otel` extra or a tracer provider, nothing is imported and no span is made. Names follow
+OpenTelemetry's conventions for generative AI. No attribute contains a prompt, an answer, a key or the text of an
 exception.
 """
 
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WANTED = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
-"""Any of these standard variables asks for spans."""
+REQUESTED_BY = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
+"""Any of these standard variables turns spans on."""
 WELL_KNOWN = {"gemini": "gcp.gemini", "azure": "azure.ai.openai", "mistral": "mistral_ai", "xai": "x_ai"}
 """`gen_ai.provider.name` of providers whose name in turnout.toml differs from it."""
 
 NONE = nullcontext()
-"""In the place of a span."""
+"""Replaces a span."""
 _tracer: Tracer | None = None
 
 
 def configure(environ: Mapping[str, str]) -> None:
     """Export spans by OTLP over HTTP if the standard `OTEL_…` variables ask for it."""
     exporter = environ.get("OTEL_TRACES_EXPORTER") or "otlp"
-    if exporter == "none" or not any(environ.get(name) for name in WANTED):
+    if exporter == "none" or not any(environ.get(name) for name in REQUESTED_BY):
         return
     if exporter != "otlp":
-        logger.error("no spans are exported: OTEL_TRACES_EXPORTER is %r, and only otlp and none are known", exporter)
+        logger.error("no spans are exported: OTEL_TRACES_EXPORTER is %r, must be otlp or none", exporter)
         return
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -63,7 +63,7 @@ def use(provider: TracerProvider | None) -> None:
 
 
 def span(name: str, **attributes: Any) -> AbstractContextManager[Span | None]:
-    """Around a piece of a job's work; gives the span, or None where none is made."""
+    """A span around a part of a job's work; yields None if spans are off."""
     return NONE if _tracer is None else _span(_tracer, name, attributes)
 
 
@@ -86,7 +86,7 @@ def _span(tracer: Tracer, name: str, attributes: Mapping[str, Any], within: Cont
 
 
 def holding(job: HeldJob) -> AbstractContextManager[Span | None]:
-    """One worker's hold of a job, in the trace of whoever submitted it, and the wait in the queue before it."""
+    """One worker's hold of a job, in the trace of its submitter, and the wait in the queue before it."""
     if _tracer is None:
         return NONE
     within, now = _context(job.claim.trace), time.time_ns()
@@ -121,7 +121,7 @@ async def _called(tracer: Tracer, job: HeldJob, chosen: Candidate, call: Awaitab
 
 
 def trace_id() -> str:
-    """Of the span under way, 32 hexadecimal digits; empty outside of a trace."""
+    """The current trace's id, 32 hexadecimal digits; empty outside of a trace."""
     if _tracer is None:
         return ""
     from opentelemetry.trace import get_current_span
@@ -131,7 +131,7 @@ def trace_id() -> str:
 
 
 def headers() -> dict[str, str]:
-    """The context of the span under way, for a server that is to go on with the trace."""
+    """Headers with the current span's context, for a server that continues the trace."""
     carrier: dict[str, str] = {}
     if _tracer is not None:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -141,7 +141,7 @@ def headers() -> dict[str, str]:
 
 
 def _context(trace: str | None) -> Context:
-    """What a job carries; what is no trace context begins a new trace."""
+    """The trace context that a job carries. If there is none, or a wrong one, a new trace begins."""
     from opentelemetry.context import Context
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
