@@ -15,10 +15,10 @@ from turnout_workers.background.fleet_watch import CallWatch
 from turnout_workers.monitoring.metrics import Metrics
 
 STEPS: dict[str, tuple[type, str]] = {
-    "claimed": (EndpointSearch, "learn"),
+    "claimed": (EndpointSearch, "learn_from"),
     "before_call": (CallWatch, "call"),
     "during_call": (CallWatch, "call"),
-    "after_call": (Judge, "__call__"),
+    "after_call": (Judge, "judge"),
     "after_settle": (Metrics, "ended"),
 }
 """What a worker does last before it dies there. None of it waits, so nothing else has begun by then."""

@@ -152,7 +152,7 @@ def test_content_and_keys_stay_where_they_belong(tmp_path: Path, monkeypatch: py
                 assert told.exit_code == 0
         assert "Traceback" in places["Flower's /task/refused"], "tracebacks are looked through, too"
         assert '"broker_url"' in places["Flower's /api/workers?refresh=1"], "and so are Celery's settings"
-        assert re.search(r"failed \(\w+\), over to another", places["published"])
+        assert re.search(r"failed \(\w+\); moving to another endpoint", places["published"])
         assert messages.count("turnout.infer") >= len(jobs)
         for secret in (PROMPT, KEY, PASSWORD, *answers):
             assert [name for name, text in places.items() if secret in text] == []

@@ -30,7 +30,7 @@ from turnout.ledger.sending import Command
 from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingConstraints, Usage
 from turnout_workers.attempts.attempt import Attempts
 from turnout_workers.attempts.ceilings import ConfiguredCeilings
-from turnout_workers.attempts.job import Elsewhere, End
+from turnout_workers.attempts.job import End, MovedOn
 from turnout_workers.attempts.parking import Parking
 from turnout_workers.attempts.parts import Parts
 from turnout_workers.background.fleet_watch import CallWatch
@@ -267,7 +267,7 @@ class Worker:
             "held": len(self.heartbeat),
             "calls": sum(map(len, watch._calls.values())),
             "in place": len(parking.in_place),
-            "to be woken": len(parking._wanted),
+            "to be woken": len(parking._to_wake),
         }
         return [f"{what}: {number}" for what, number in told.items() if number]
 
@@ -331,7 +331,7 @@ class Bench:
         not_before = START + self.scenario.not_before_s
 
         async def attempt() -> End:
-            end: End = await through(worker.attempts(JOB, not_before))
+            end: End = await through(worker.attempts.run(JOB, not_before))
             self.ends.append(end)
             return end
 
@@ -479,7 +479,7 @@ async def story(bench: Bench, strikes: Sequence[Strike], at: int, late: bool) ->
                 right = state == status
         if not right:
             faults.append(f"told {end!r}, where it is {state}")
-    elif end and end.how in get_args(Elsewhere) and end.how not in bench.story():
+    elif end and end.how in get_args(MovedOn) and end.how not in bench.story():
         faults.append(f"told {end!r}, which it was not")
     first_end = bench.state()
     await bench.finish()

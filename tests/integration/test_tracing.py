@@ -93,7 +93,7 @@ def test_one_trace_from_submission_to_settlement(
     assert {line["trace_id"] for line in lines if line.get("job") == job.id} == {trace_id}
     of_provider = [(line["attempt"], line["provider"], line["event"]) for line in lines if "provider" in line]
     assert of_provider == [
-        (1, "sim-weak", "failed_over: sim-weak/llama-3.3-70b failed (timed_out), over to another"),
+        (1, "sim-weak", "failed_over: sim-weak/llama-3.3-70b failed (timed_out); moving to another endpoint"),
         (2, "sim-good", f"succeeded: {ended.summary()}"),
     ]
     assert SECRET.encode() not in receiver.raw

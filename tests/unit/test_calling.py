@@ -14,7 +14,7 @@ from tests.unit.routing.fleets import endpoint
 from turnout.request import InferenceRequest, Lane
 from turnout_workers.attempts.calling import LATE_S, Caller
 from turnout_workers.attempts.job import HeldJob
-from turnout_workers.attempts.judging import _says_nothing
+from turnout_workers.attempts.judging import _proves_nothing
 from turnout_workers.attempts.reporting import Finished
 from turnout_workers.background.fleet_watch import CallWatch
 from turnout_workers.background.tasks import PAUSED_S
@@ -51,7 +51,7 @@ async def finished(connector: Any, timeout_s: float) -> Finished:
     fleet: Any = SimpleNamespace(now=lambda: 0.0, monotonic=time.monotonic)
     connectors: Any = {at.id: connector}
     nothing: Any = None
-    calling = Caller(fleet, nothing, CallWatch(nothing, fleet, "w"), connectors.get)
+    caller = Caller(fleet, nothing, CallWatch(nothing, fleet, "w"), connectors.get)
     leases: list[str] = []
     hold: Any = SimpleNamespace(job_id="j", leases=leases, valid_until=math.inf, lost=False)
     claim: Any = SimpleNamespace(
@@ -59,7 +59,7 @@ async def finished(connector: Any, timeout_s: float) -> Finished:
     )
     job = HeldJob.of(claim, hold)
     chosen: Any = SimpleNamespace(endpoint=at, timeout_s=timeout_s, overdue_s=1.0)
-    ended = await asyncio.wait_for(calling(job, chosen, Granted("l", at.id, 0.0)), 60)
+    ended = await asyncio.wait_for(caller.call(job, chosen, Granted("l", at.id, 0.0)), 60)
     assert not leases
     return ended
 
@@ -71,13 +71,13 @@ async def test_a_connector_that_keeps_no_deadline_holds_no_job_for_ever() -> Non
 
 
 @pytest.mark.parametrize(("connector", "late"), [(Deaf(), False), (Paused(), True)])
-async def test_a_deadline_that_a_paused_process_notices_late_says_nothing_about_the_endpoint(
+async def test_a_deadline_that_a_paused_process_notices_late_proves_nothing_about_the_endpoint(
     connector: Any, late: bool
 ) -> None:
     ended = await finished(connector, timeout_s=0.1)
     assert ended.failure is not None
     assert ended.failure.kind is FailureKind.TIMED_OUT
-    assert (ended.late, _says_nothing(ended, InferenceRequest(prompt=PROMPT))) == (late, late)
+    assert (ended.late, _proves_nothing(ended, InferenceRequest(prompt=PROMPT))) == (late, late)
 
 
 async def test_a_connector_that_breaks_its_promise_has_failed_the_call_and_no_more(

@@ -22,7 +22,7 @@ from turnout.ledger.job import LIVE
 from turnout.request import FinishReason, InferenceRequest, InferenceResponse, RoutingConstraints, RoutingStrategy
 from turnout.result import JobResult, JobStatus, Problem
 from turnout_workers import config
-from turnout_workers.attempts.job import Elsewhere
+from turnout_workers.attempts.job import MovedOn
 from turnout_workers.commands.dry_run import forecast
 from turnout_workers.commands.file_options import DONE, REFUSED, SOME_FAILED
 from turnout_workers.monitoring.fleet_metrics import BY_ENDPOINT
@@ -162,7 +162,7 @@ def test_every_metric_is_told() -> None:
 @pytest.mark.parametrize(
     ("metric", "values"),
     [
-        ("turnout_jobs_total", {*JobStatus, *get_args(Elsewhere), "skipped"}),
+        ("turnout_jobs_total", {*JobStatus, *get_args(MovedOn), "skipped"}),
         ("turnout_recoveries_total", set(get_args(Recovery))),
         ("turnout_fleet_money_usd", {column.name for column in fields(Account)}),
     ],

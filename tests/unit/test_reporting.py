@@ -68,7 +68,7 @@ async def test_what_a_call_has_cost_is_told_also_after_a_long_outage(
     reporter = Reporter(store, seen, 2.0, random.Random(0))
     call = Finished("job:1:0", best, 0.0, 1.0, response)
     await reporter.report(call, failover.judge(None, random.Random(0)))
-    await asyncio.gather(*reporter._late)
+    await asyncio.gather(*reporter._retries)
     assert store.times == 3 - reports
 
 

@@ -616,7 +616,7 @@ async def test_of_many_requests_that_wait_for_the_same_one_looks_at_a_time_and_t
     await asyncio.gather(*map(one, range(50)))
     assert served == list(range(50))
     assert looks[0] < 50 * 10
-    assert not router._requests._lines
+    assert not router._requests._locks
 
 
 async def test_a_request_in_a_hurry_stands_behind_none_that_is_not(clock: Time, routers: Any) -> None:
@@ -669,7 +669,7 @@ async def test_a_connector_that_gives_no_answer_is_not_called_again(routers: Any
             return CallOutcome(None)  # type: ignore[arg-type]
 
     empty = Empty("empty")
-    with pytest.raises(TypeError, match="empty/llama gave no InferenceResponse"):
+    with pytest.raises(TypeError, match="empty/llama returned no InferenceResponse"):
         await routers(empty).complete(request())
     assert empty.calls == 1
 

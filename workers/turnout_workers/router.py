@@ -99,9 +99,9 @@ class IntelligentRouter:
         self._calls = calls = CallWatch(store, seen, uuid.uuid4().hex)
         rng = rng or random.Random()
         reporter = Reporter(store, seen, failover_cooldown, rng)
-        judging, calling = Judge(reporter, rng, hedge), Caller(seen, reporter, calls, self._owner.get)
+        judge, caller = Judge(reporter, rng, hedge), Caller(seen, reporter, calls, self._owner.get)
         strategy = RoutingStrategy(default_strategy)
-        self._requests = InProcess(store, seen, rng, sleep, judging, calling, strategy)
+        self._requests = InProcess(store, seen, rng, sleep, judge, caller, strategy)
         self._checks = HealthChecks(self._providers, store, seen, health_check_interval, rng)
         self._eject_hanging = partial(eject_hanging, store, seen, rng, failover_cooldown)
         self._tasks: list[asyncio.Task[None]] = []

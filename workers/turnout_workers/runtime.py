@@ -123,7 +123,7 @@ class Worker:
             store=store,
             fleet=fleet,
             heartbeat=Heartbeat(ledger, send, store, config.worker.lease_s, self._loop.time),
-            watch=CallWatch(store, fleet, self.name, came_back=parking.hasten),
+            watch=CallWatch(store, fleet, self.name, came_back=parking.look_again_now),
             parking=parking,
             ceilings=ConfiguredCeilings(self.current, fleet.now),
             spool=Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")), config.redis_url, config.namespace),

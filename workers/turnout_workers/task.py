@@ -46,7 +46,7 @@ class Infer(AsyncTask):
             if refused is not None:
                 return _outcome(refused, partial(worker.celery_jobs.stored, refused))
         try:
-            end = await worker.attempts(job_id, request.get(NOT_BEFORE, 0.0))
+            end = await worker.attempts.run(job_id, request.get(NOT_BEFORE, 0.0))
             ended = await worker.ended(job_id) if end.how == "skipped" else None
         except (RedisError, OSError) as error:  # the job hasn't ended: its `link_error` must not be called
             logger.info("job %s waits for Redis: %s", job_id, error, extra={"job": job_id})

@@ -51,13 +51,13 @@ async def test_no_more_are_woken_than_are_parked(bed: Bed, redis_url: str) -> No
 async def test_a_change_ends_waiting_in_place_and_lets_fresh_jobs_look(bed: Bed, redis_url: str) -> None:
     client = redis.asyncio.Redis.from_url(redis_url)
     parking = Parking(bed.ledger, Coalescer(client))
-    parking.noted("line", until=100.0, now=0.0, for_room=False)
-    assert parking.left_s("line", 40.0) == (60.0, False)
+    parking.note_wait("line", until=100.0, now=0.0, for_room=False)
+    assert parking.wait_of("line") == (100.0, False)
     waiting = asyncio.create_task(parking.wait_in_place("line", 3600))
     await asyncio.sleep(0)
     assert parking.in_place == {"line"}
-    await parking.hasten()
+    await parking.look_again_now()
     await asyncio.wait_for(waiting, 60)
     assert parking.in_place == set()
-    assert parking.left_s("line", 40.0)[0] <= 0
+    assert parking.wait_of("line").until == 0
     await client.aclose()

@@ -1,1 +1,1 @@
-"""What a worker does with a job: an attempt, from its claim to where it goes next."""
+"""What a worker does with a job: one attempt, from the claim to where the job goes next."""

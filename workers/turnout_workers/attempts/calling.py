@@ -1,4 +1,4 @@
-"""One leased call to a provider: made under its deadlines, held to its schema, reported here if it is cancelled."""
+"""One leased call to a provider: made within its deadlines, checked against its schema, reported if cancelled."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Granted, ObservedLimit
 
 IDLE_S = 30.0
-"""Longest silence of a provider between two bytes of its answer."""
+"""Longest pause of a provider between two bytes of its answer."""
 LATE_S = 0.1
-"""How long after its deadline a call is cut off: a connector that keeps it can say what was late."""
+"""A call is cut off this long after its deadline, so that a connector that keeps the deadline can say what was late."""
 TIMED_OUT = Failure(FailureKind.TIMED_OUT, "no answer in time", Billed.MAYBE)
-"""Within the call's deadline; or it was overdue, and its endpoint is out."""
+"""The call's deadline passed, or the call was overdue and its endpoint was ejected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Makes the calls that were granted, any number at a time.
 
-    A job that is held is a worker's, which expects no good of connectors. In process they are the caller's own, who is
-    told of their errors.
+    Workers, whose jobs are held, trust no connector. In process the connectors are the caller's own, so their errors
+    are raised.
     """
 
     fleet: SnapshotPoller
     reporter: Reporter
     watch: CallWatch
     connector: Callable[[str], CloudProviderBase | None]
-    """Of an endpoint."""
+    """By endpoint id."""
 
-    async def __call__(self, job: Job, chosen: Candidate, grant: Granted, pieces: Pieces | None = None) -> Finished:
-        """Make the call. If it is cancelled, that is reported, and noted in the job, here: nobody gets its outcome.
+    async def call(self, job: Job, chosen: Candidate, grant: Granted, pieces: Pieces | None = None) -> Finished:
+        """Make the call. If it is cancelled, it is reported and noted in the job here, because nothing is returned.
 
-        pieces: where its answer is streamed to, if it is.
+        pieces: where the answer is streamed to, if it is.
         """
         held = job if isinstance(job, HeldJob) else None
         lease_id, endpoint, leases = grant.lease_id, chosen.endpoint, held.hold.leases if held else []
@@ -57,7 +57,7 @@ class Caller:
         started_at, clock = self.fleet.now(), self.fleet.monotonic()
         response: InferenceResponse | None = None
         limits: tuple[ObservedLimit, ...] = ()
-        cut_off, due_at = UNSENT, math.inf
+        if_cancelled, due_at = UNSENT, math.inf
         try:
             if held:
                 await _still_held(held.hold)
@@ -68,13 +68,13 @@ class Caller:
             streamed = () if pieces is None else (pieces,)
             if pieces is not None:
                 await pieces.begin()
-            cut_off, due_at = STOPPED, self.fleet.monotonic() + timeouts.total_s + LATE_S
+            if_cancelled, due_at = STOPPED, self.fleet.monotonic() + timeouts.total_s + LATE_S
             async with asyncio.timeout(timeouts.total_s + LATE_S) as limit:
                 with self.watch.call(endpoint.id, chosen.overdue_s, limit):
                     request = within_reserve(job.request, endpoint)
                     outcome = await connector.call(endpoint, request, timeouts, *streamed)
                     if not isinstance(outcome.response, InferenceResponse):
-                        raise TypeError(f"the connector of {endpoint.id} gave no InferenceResponse")
+                        raise TypeError(f"the connector of {endpoint.id} returned no InferenceResponse")
             response, limits = outcome.response, outcome.limits
             failure = off_schema(job.request, response)
             if pieces is not None:
@@ -85,7 +85,7 @@ class Caller:
             failure = TIMED_OUT
         except (Exception, asyncio.CancelledError) as error:
             if not held or isinstance(error, asyncio.CancelledError):
-                call = Finished(lease_id, chosen, started_at, self._since(clock), None, cut_off)
+                call = Finished(lease_id, chosen, started_at, self._since(clock), None, if_cancelled)
                 job.progress.attempts += (call.attempt,)
                 await self.reporter.stop(call)
                 raise
@@ -96,17 +96,17 @@ class Caller:
         return Finished(lease_id, chosen, started_at, self._since(clock), response, failure, limits, late)
 
     def _since(self, clock: float) -> float:
-        return max(0.0, self.fleet.monotonic() - clock)  # a router's is the wall's, which may be set back
+        return max(0.0, self.fleet.monotonic() - clock)  # a router's clock is the wall clock, which may be set back
 
     def _timeouts(self, job: Job, chosen: Candidate) -> Timeouts:
         longest_s = chosen.timeout_s
-        if job.deadline is not None:  # nobody wants the answer after it
+        if job.deadline is not None:  # later, the answer is useless
             longest_s = min(longest_s, max(0.01, job.deadline - self.fleet.now()))
         return Timeouts(first_byte_s=longest_s, idle_s=min(IDLE_S, longest_s), total_s=longest_s)
 
 
 async def _ended(pieces: Pieces) -> None:
-    """Wait until all is written, unless the job is cut off: what is paid for is kept first."""
+    """Wait until all is written. A cancellation is delivered later: first, what is paid for is kept."""
     try:
         await pieces.end()
     except asyncio.CancelledError:
@@ -114,9 +114,9 @@ async def _ended(pieces: Pieces) -> None:
 
 
 async def _still_held(hold: Hold) -> None:
-    """Raises CancelledError if the job went, or was cancelled, while its call was admitted."""
+    """Raises CancelledError if the job was lost or cancelled while its call was admitted."""
     if asyncio.get_running_loop().time() >= hold.valid_until:
         hold.lose()  # paused or cut off for longer than the lease: another worker may have the job
-    if hold.lost:  # a second call is in a task of its own, which is cancelled by the job's
+    if hold.lost:  # a second call has its own task, which the job's task cancels
         await asyncio.sleep(0)
     await deliver_cancellation_now()

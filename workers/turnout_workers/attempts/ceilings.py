@@ -1,4 +1,4 @@
-"""Which accounts a job's cost counts against: the job itself, its batch, its tenant, the provider, and all."""
+"""The accounts that a job's cost counts against: its own, its batch's, its tenant's, the provider's and the total."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from turnout_workers.config.tables import CeilingTable
 from turnout_workers.state.store import Ceiling
 
 DAY_S = 86_400
-REMEMBERED = 1000
-"""Accounts whose names need not be made anew."""
+MAX_REMEMBERED = 1000
+"""Accounts whose names are remembered."""
 TOTAL = Ceiling("total", None)
-"""It has no ceiling: it is the books."""
+"""It has no ceiling: it is the ledger of all money."""
 ANY_TENANT = "*"
 NO_CEILING = CeilingTable()
 OWN = ("job:", "batch:")
-"""How the names of accounts begin that no day begins anew."""
+"""How the names of accounts begin that aren't counted by day or month."""
 PERIODIC = re.compile(r"(?:total|tenant:.+|provider:.+)@(\d{4}-\d\d(?:-\d\d)?)")
-"""The names of all those of days and months, and of no job's or batch's."""
+"""The names of accounts that are counted by day or month."""
 
 
 class ConfiguredCeilings:
@@ -36,8 +36,8 @@ class ConfiguredCeilings:
     def of_job(self, job: HeldJob) -> tuple[Ceiling, ...]:
         """All but the provider's. A batch keeps its limit with its account.
 
-        What all jobs cost, and what each provider does, is counted by day and month whether that has a ceiling or not,
-        so that one that is set later knows what was spent before. Tenants may be too many for that.
+        The total and each provider's cost are counted by day and month even without a ceiling, so that one that is set
+        later knows what was spent before. There may be too many tenants for that.
         """
         constraints, configured = job.request.constraints, self._current.config.ceilings
         found = [TOTAL, *self._periods("total", configured.total)]
@@ -52,7 +52,7 @@ class ConfiguredCeilings:
         return tuple(found)
 
     def named(self) -> tuple[Ceiling, ...]:
-        """Those that the configuration names, for the present day and month."""
+        """The ceilings that the configuration names, for the present day and month."""
         configured = self._current.config.ceilings
         found = list(self._periods("total", configured.total))
         for kind, tables in (("tenant", configured.tenants), ("provider", configured.providers)):
@@ -76,11 +76,11 @@ def _microusd(usd: float | None) -> int | None:
     return None if usd is None else round(usd * MICROUSD_PER_USD)
 
 
-@lru_cache(REMEMBERED)
+@lru_cache(MAX_REMEMBERED)
 def _periods_of(
     account: str, day: int, per_day_usd: float | None, per_month_usd: float | None
 ) -> tuple[Ceiling, Ceiling]:
-    """Of a day, counted since 1970, and its month. Remembered, for all jobs have the same."""
+    """The ceilings of a day, counted since 1970, and of its month. Remembered, because all jobs share them."""
     date = datetime.fromtimestamp(day * DAY_S, UTC)
     return (
         Ceiling(f"{account}@{date:%Y-%m-%d}", _microusd(per_day_usd)),

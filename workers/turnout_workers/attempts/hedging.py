@@ -1,7 +1,7 @@
 """A second call for an interactive job whose first one is slow: the first answer counts.
 
 What the other call may have cost stays booked as unsure. Off unless the operator asks for it, and never more than a
-small share of all calls: a fleet that is slow everywhere must not be asked for twice as much.
+small share of all calls: a fleet that is slow everywhere must not get twice the load.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from turnout_workers.routing.decision import Candidate, Hedge
 from turnout_workers.state.store import Admission, Granted
 
 Admit = Callable[[Sequence[Candidate]], Awaitable[Admission]]
-Call = Callable[[Candidate, Granted], Awaitable[Finished]]
+MakeCall = Callable[[Candidate, Granted], Awaitable[Finished]]
 
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """A call that was granted. It holds nothing of the snapshot by which it was chosen, for it may take long."""
+    """A call that was granted. It keeps nothing of the snapshot by which it was chosen, because it may take long."""
 
     chosen: Candidate
     grant: Granted
     hedge: Hedge | None
-    """When and where it may be followed by a second one; None: it is not to be."""
+    """When and where a second call may follow; None: no second call."""
     untried: tuple[str, ...]
     """See `Decision.untried`."""
 
 
-async def race(permit: Permit, hedge: Hedge, allowance: Allowance, admit: Admit, call: Call) -> list[Finished]:
+async def race(permit: Permit, hedge: Hedge, allowance: Allowance, admit: Admit, make_call: MakeCall) -> list[Finished]:
     """Make the first call; if it is slow, and the allowance has one left, a second one elsewhere.
 
-    Returns the calls that ended by themselves, the one that counts last. A cancelled call reports that itself.
+    Returns the calls that ended by themselves; the last one counts. A cancelled call reports itself.
     """
-    running = {asyncio.ensure_future(call(permit.chosen, permit.grant))}
+    running = {asyncio.ensure_future(make_call(permit.chosen, permit.grant))}
     ended: list[Finished] = []
     try:
         done, _ = await asyncio.wait(running, timeout=hedge.after_s)
@@ -50,8 +50,8 @@ async def race(permit: Permit, hedge: Hedge, allowance: Allowance, admit: Admit,
                 admission = await admit(hedge.candidates)
             if isinstance(admission, Granted):
                 other = next(c for c in hedge.candidates if c.endpoint.id == admission.endpoint_id)
-                running.add(asyncio.ensure_future(call(other, admission)))
-                await asyncio.sleep(0)  # let it begin: a call that is cancelled before would not report that
+                running.add(asyncio.ensure_future(make_call(other, admission)))
+                await asyncio.sleep(0)  # let it begin: a call that is cancelled before wouldn't report itself
         while running and not (ended and ended[-1].failure is None):
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             ended += _ended(done)
@@ -59,7 +59,7 @@ async def race(permit: Permit, hedge: Hedge, allowance: Allowance, admit: Admit,
         ended += _ended(call for call in running if call.done())
         if not ended:
             raise
-        deliver_cancellation_later()  # a call that ended in the same moment counts first
+        deliver_cancellation_later()  # a call that has just ended counts first
     finally:
         left = [call for call in running if not call.done()]
         for one in left:

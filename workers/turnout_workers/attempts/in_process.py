@@ -1,4 +1,4 @@
-"""Requests that are answered in this process: ranked, admitted and called until there is an answer, or none can be."""
+"""Requests answered in this process: ranked, admitted and called until there is an answer or can't be one."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Admission, Ask, Bid, FleetStore, Granted, NoRoom
 
 LEASE_MARGIN_S = 30.0
-"""How much longer than its call a lease lasts: nobody renews it."""
+"""How much longer than its call a lease lasts, because it isn't renewed."""
 ROOM_RECHECK_S = 0.05
-"""The shortest wait after an admission that found no room."""
+"""The shortest wait after admission found no room."""
 LOOK_AGAIN_S = 10.0
-"""After so long a request that waits looks again: an operator's word, or a provider, may have come before its time."""
+"""A waiting request looks again after this time: an operator or a provider may have made room early."""
 TICK_S = 0.001
-"""Of the store's clock, by which a deadline that is over may still be ahead."""
+"""Of the store's clock, on which a deadline that has passed may still be ahead."""
 
 
 class DeadlinePassed(TimeoutError):
@@ -41,38 +41,38 @@ class DeadlinePassed(TimeoutError):
 
 @dataclass(slots=True, eq=False)
 class InProcess:
-    """What a worker's `Attempts` are for jobs of the ledger, for requests that nobody else has."""
+    """The counterpart of a worker's `Attempts`, for requests that aren't in a ledger."""
 
     store: FleetStore
     fleet: SnapshotPoller
     rng: random.Random
     sleep: Callable[[float], Awaitable[None]]
-    judging: Judge
-    calling: Caller
+    judge: Judge
+    caller: Caller
     default_strategy: RoutingStrategy
     _decisions: int = field(default=0, init=False)
     _last_seen: dict[Lane, float] = field(default_factory=dict, init=False)
-    _lines: MutableMapping[tuple[asyncio.AbstractEventLoop, str], asyncio.Lock] = field(
+    _locks: MutableMapping[tuple[asyncio.AbstractEventLoop, str], asyncio.Lock] = field(
         default_factory=WeakValueDictionary, init=False
     )
-    """Each as long as anybody stands in it. A lock is of one loop, and there may be several."""
+    """By event loop and wait group; each lives as long as a request uses it. A lock belongs to one loop."""
 
     async def accept(
         self, request: InferenceRequest, strategy: RoutingStrategy | None = None, pinned: str | None = None
     ) -> Job:
-        """A request whose time begins. pinned: the one endpoint that may be called."""
-        at, known = (await self.fleet.poll()).at, request.constraints
-        self._last_seen[known.lane] = at
-        strategy = RoutingStrategy(strategy) if strategy else known.strategy
-        wishes = {"strategy": strategy, "allow_fallback": known.allow_fallback and not pinned}
-        request = request.model_copy(update={"constraints": known.model_copy(update=wishes)})
-        return Job(uuid4().hex, request, known.deadline_at(at), Progress(), pinned=pinned)
+        """Start the clock of a request. pinned: the one endpoint that may be called."""
+        at, constraints = (await self.fleet.poll()).at, request.constraints
+        self._last_seen[constraints.lane] = at
+        strategy = RoutingStrategy(strategy) if strategy else constraints.strategy
+        changes = {"strategy": strategy, "allow_fallback": constraints.allow_fallback and not pinned}
+        request = request.model_copy(update={"constraints": constraints.model_copy(update=changes)})
+        return Job(uuid4().hex, request, constraints.deadline_at(at), Progress(), pinned=pinned)
 
     async def decide(self, job: Job) -> Decision:
-        """A decision to go; waits for it. Raises NoEligibleEndpoint if none can come, DeadlinePassed if it is late."""
+        """Wait for a decision to go. Raises NoEligibleEndpoint if none can come, DeadlinePassed if it is too late."""
         while True:
             snapshot = await self.fleet.poll()
-            self._in_time(job, snapshot.at)
+            self._raise_if_late(job, snapshot.at)
             self._decisions += 1
             decision = rank(
                 job.profile(),
@@ -92,7 +92,7 @@ class InProcess:
             await self._pause(job, decision.wait_s)
 
     @staticmethod
-    def _in_time(job: Job, now: float) -> None:
+    def _raise_if_late(job: Job, now: float) -> None:
         """Raises DeadlinePassed."""
         if job.deadline is not None and now >= job.deadline:
             raise DeadlinePassed("; ".join(filter(None, ["no answer by the deadline", _history(job)])))
@@ -104,32 +104,32 @@ class InProcess:
         await self.sleep(wait_s)
 
     async def answer(self, job: Job) -> InferenceResponse:
-        """Call, and fail over, until there is one. Raises ProviderError when there is no more to try."""
+        """Call, and fail over, until there is an answer. Raises ProviderError when there is nothing left to try."""
         while True:
-            async with self._line(job):
-                permit = await self._permitted(job)
+            async with self._first_of_group(job):
+                permit = await self._find(job)
             if (response := await self._attempt(job, permit)) is not None:
                 return response
 
-    def _line(self, job: Job) -> AbstractAsyncContextManager[object]:
-        """Of those that wait for the same the first looks for room, the others for their turn: a look takes time.
+    def _first_of_group(self, job: Job) -> AbstractAsyncContextManager[object]:
+        """Of requests that wait for the same, let only the first look for room, because a look takes time.
 
-        One that has a deadline stands in no line: it may want a dearer endpoint sooner than those before it.
+        A request with a deadline doesn't queue: it may need a dearer endpoint sooner than those before it.
         """
         if job.deadline is not None:
             return nullcontext()
         name = wait_group_of(job.profile(), job.progress.tried, None, None, self.fleet.now())
-        return self._lines.setdefault((asyncio.get_running_loop(), name), asyncio.Lock())
+        return self._locks.setdefault((asyncio.get_running_loop(), name), asyncio.Lock())
 
-    async def _permitted(self, job: Job) -> Permit:
-        """Look for room until there is some."""
+    async def _find(self, job: Job) -> Permit:
+        """Look for an endpoint until one has room."""
         while True:
             decision = await self.decide(job)
             candidates = decision.bids()
-            admission = await self._admit(job, job.repeated(candidates) or candidates)
+            admission = await self._admit(job, job.only_retry(candidates) or candidates)
             if isinstance(admission, Granted):
-                return self.judging.permit(job, decision, candidates, admission)
-            job.repeat(None)
+                return self.judge.permit(job, decision, candidates, admission)
+            job.set_retry(None)
             wait_s = ROOM_RECHECK_S
             if isinstance(admission, NoRoom) and admission.retry_at is not None:
                 wait_s = max(wait_s, min(admission.retry_at - admission.at, 1.0))
@@ -142,25 +142,27 @@ class InProcess:
         return await self.store.admit(Ask(lease_id, bids, longest_s + LEASE_MARGIN_S, headroom=share))
 
     async def _attempt(self, job: Job, permit: Permit) -> InferenceResponse | None:
-        """Make the call. None: it failed, and another one is to be made. Raises ProviderError to give up."""
-        made = await self.judging.made(permit, partial(self._admit, job, second=True), partial(self.calling, job))
-        judged = self.judging(job, permit, made)
-        await judged.told()
+        """Make the call. None: it failed, and another one follows. Raises ProviderError to give up."""
+        finished = await self.judge.start(
+            permit, partial(self._admit, job, second=True), partial(self.caller.call, job)
+        )
+        judged = self.judge.judge(job, permit, finished)
+        await judged.reports_delivered()
         await deliver_cancellation_now()
         ended, verdict = judged.call, judged.verdict
         if ended.failure is None:
             return ended.response
         if verdict.action is Next.GIVE_UP:
-            self._in_time(job, self.fleet.now())
+            self._raise_if_late(job, self.fleet.now())
             error = ProviderError(ended.failure, ended.limits, ended.response)
             error.add_note(_history(job))
             raise error
         await self._pause(job, verdict.delay_s)
         if verdict.action is Next.DEFER:
-            job.progress.defer(self.fleet.now(), new_round=True)
+            job.progress.park(self.fleet.now(), new_round=True)
         return None
 
 
 def _history(job: Job) -> str:
-    """What failed so far, for people."""
+    """What has failed so far, for people."""
     return "; ".join(f"{a.endpoint}: {a.failure}: {a.message}" for a in job.progress.attempts)

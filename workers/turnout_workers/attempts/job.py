@@ -1,4 +1,4 @@
-"""A job on its way to an answer: how far it has come over its attempts, and how a worker's hold on it can end."""
+"""A job on its way to an answer: its progress over its attempts, and how a worker's hold on it can end."""
 
 from __future__ import annotations
 
@@ -20,33 +20,32 @@ from turnout_workers.routing.failure import FailureKind
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.state.store import Ceiling
 
-UNREAD = InferenceRequest(prompt="?")
-"""In the place of a request that can't be read. No call is made for it."""
+UNREADABLE_REQUEST = InferenceRequest(prompt="?")
+"""Stands for a request that can't be read. No call is made for it."""
 MAX_IN_PLACE_S = {Lane.INTERACTIVE: 1.0, Lane.STANDARD: 1.0, Lane.BATCH: 3.0}
-"""How long a job waits in place, all waits together, before it is parked and its slot serves another. Where
-others are parked, only one of each line."""
-Elsewhere = Literal["failed_over", "deferred", "handed_back"]
-"""How a job goes on: back to its lane, or parked."""
+"""How long a job waits in place, all waits together, before it is parked and frees its slot. While jobs are parked,
+only one of each wait group may wait in place."""
+MovedOn = Literal["failed_over", "deferred", "handed_back"]
+"""How a job goes on without ending: back in its lane, or parked."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """Carried from attempt to attempt, also to other workers, so that each knows what was tried: what the ledger keeps
-    between one claim and the next."""
+    """What the ledger keeps of a job from one claim to the next, so that each worker knows what was tried."""
 
     attempts: tuple[Attempt, ...] = ()
     tried: frozenset[str] = frozenset()
     """Endpoint ids that failed this job in the current round."""
     unsuited: frozenset[str] = frozenset()
-    """Endpoint ids that can't do this job: too small a context, a parameter they don't take."""
+    """Ids of endpoints that can't do this job, with too small a context, for example."""
     spent_attempts: int = 0
-    """Attempts that count, of which a job has only so many."""
+    """Attempts that count against `MAX_ATTEMPTS`."""
     failovers: int = 0
     deferrals: int = 0
     waiting_since: float | None = None
-    """Unix time at which it was parked first for want of room after its last call; None: it was not."""
+    """Unix time at which it was first parked for lack of room after its last call; None: it wasn't."""
     not_before: float = 0.0
-    """Unix time: what a plain Celery app has asked for as `eta` or `countdown`."""
+    """Unix time: the `eta` or `countdown` of a plain Celery app."""
 
     @property
     def cost_microusd(self) -> int:
@@ -63,7 +62,7 @@ class Progress:
         return Counter(attempt.endpoint for attempt in failed)
 
     def note(self, attempt: Attempt, *, spends: bool, unsuited: bool) -> None:
-        """A call that ended by itself. `spends`: it was an attempt that counts. `unsuited`: see the field."""
+        """Note a call that ended by itself. spends: it counts as an attempt. unsuited: see the field."""
         here = {attempt.endpoint}
         self.attempts += (attempt,)
         self.tried |= here
@@ -72,10 +71,10 @@ class Progress:
         self.spent_attempts += spends
         self.waiting_since = None
 
-    def defer(self, now: float, new_round: bool = False, for_room: bool = True) -> None:
-        """It is parked. In a new round every endpoint may be tried again.
+    def park(self, now: float, new_round: bool = False, for_room: bool = True) -> None:
+        """Note that the job is parked. new_round: every endpoint may be tried again.
 
-        for_room: else for money, or for somebody's word, by which it doesn't become worth more to be served soon.
+        for_room: it waits for room. Waiting for money or an operator doesn't make it more urgent.
         """
         if new_round:
             self.tried = frozenset()
@@ -98,7 +97,7 @@ def _stored() -> TypeAdapter[Progress]:
 
 @dataclass(slots=True)
 class Job:
-    """A request on its way to an answer: one that a worker holds, or one of the router in process."""
+    """A request on its way to an answer, held by a worker or by the router in process."""
 
     id: str
     request: InferenceRequest
@@ -106,12 +105,12 @@ class Job:
     progress: Progress
     pinned: str | None = field(default=None, kw_only=True)
     """The one endpoint that may be called."""
-    again: str | None = field(default=None, init=False)
-    """The endpoint whose failed call is to be repeated there."""
+    retry_endpoint: str | None = field(default=None, init=False)
+    """The endpoint whose failed call is to be retried."""
     retries_here: int = field(default=0, init=False)
 
     def profile(self, priced: bool = False) -> JobProfile:
-        """The job as the router sees it by now; see `JobProfile.of`."""
+        """The job as the router sees it now, see `JobProfile.of`."""
         progress, pinned = self.progress, self.pinned
         if progress.attempts and not self.request.constraints.allow_fallback:
             pinned = progress.attempts[0].endpoint
@@ -128,42 +127,42 @@ class Job:
 
     @property
     def tried(self) -> frozenset[str]:
-        """What is not to be called while another endpoint is left."""
-        return self.progress.tried - {self.again}
+        """Endpoints that aren't called while another one is left."""
+        return self.progress.tried - {self.retry_endpoint}
 
-    def repeated(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Of these candidates the one whose failed call is to be repeated, if there is one."""
-        return [candidate for candidate in candidates if candidate.endpoint.id == self.again]
+    def only_retry(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The candidate to retry, alone; empty if it isn't among these."""
+        return [candidate for candidate in candidates if candidate.endpoint.id == self.retry_endpoint]
 
-    def repeat(self, endpoint_id: str | None) -> None:
-        """Repeat the failed call to this endpoint. None: repeat no call, wherever the next one goes."""
-        self.again, self.retries_here = endpoint_id, self.retries_here + 1 if endpoint_id else 0
+    def set_retry(self, endpoint_id: str | None) -> None:
+        """Retry the failed call to this endpoint. None: the next call isn't a retry, wherever it goes."""
+        self.retry_endpoint, self.retries_here = endpoint_id, self.retries_here + 1 if endpoint_id else 0
 
 
 @dataclass(slots=True)
 class HeldJob(Job):
-    """One claimed job, how far it has come by now, and where its search for an endpoint stands."""
+    """A claimed job, with the state of its search for an endpoint."""
 
     claim: Claimed
     hold: Hold
     in_place_left_s: float
-    """For how long it may still wait in place."""
+    """How long it may still wait in place."""
     woken: bool
-    """Brought from a line of parked jobs, because there is room, of which the snapshot may not know yet."""
-    record: bytes | None = field(default=None, init=False)
-    """Of the last decision here, as JSON. None: there was none, for others wait for the same already, say."""
+    """It was parked and woken, because there is room that the snapshot may not show yet."""
+    decision_json: bytes | None = field(default=None, init=False)
+    """The last decision here. None: there was none, for example because others already wait for the same."""
     ceilings: tuple[Ceiling, ...] = field(default=(), init=False)
-    """On what it may cost, but for the provider's, as of its last search here."""
-    line: str = field(default="", init=False)
-    """Of all jobs that wait for the same, should this one have to."""
+    """All but the provider's, as of its last search here."""
+    wait_group: str = field(default="", init=False)
+    """The group of jobs that wait for the same, if this one has to wait."""
     over_ceiling: dict[str, str] = field(default_factory=dict, init=False)
-    """Endpoints that have been refused for money, and whose ceilings leave too little."""
+    """Endpoints refused for money, and the accounts whose ceilings leave too little."""
     refused_at: float = field(default=math.inf, init=False)
-    """When it was refused first, on a snapshot that proved stale: one from after that is believed."""
+    """When it was first refused because of a stale snapshot: a later snapshot is trusted."""
 
     @classmethod
     def of(cls, claim: Claimed, hold: Hold) -> Self:
-        request = claim.request if isinstance(claim.request, InferenceRequest) else UNREAD
+        request = claim.request if isinstance(claim.request, InferenceRequest) else UNREADABLE_REQUEST
         progress = Progress.from_json(claim.progress)
         in_place_left_s, woken = MAX_IN_PLACE_S[claim.lane], progress.deferrals > 0
         return cls(hold.job_id, request, claim.deadline, progress, claim, hold, in_place_left_s, woken)
@@ -171,11 +170,11 @@ class HeldJob(Job):
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How this worker's hold on a job has ended."""
+    """How this worker's hold on a job ended."""
 
-    how: JobStatus | Elsewhere | Literal["skipped"]
-    """Skipped: there is nothing to do here, for it is done already, somebody else's, or no longer ours."""
+    how: JobStatus | MovedOn | Literal["skipped"]
+    """Skipped: there is nothing to do here, because the job is done, another worker's, or no longer ours."""
     note: str
-    """What people want to know of it."""
+    """The reason, for people."""
     result: JobResult | None = None
-    """Of a job that is settled now."""
+    """Set if the job is settled."""

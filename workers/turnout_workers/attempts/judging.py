@@ -1,4 +1,4 @@
-"""A call that admission has granted, and what follows from it: the same for workers and for the router in process."""
+"""A call that admission granted, and what follows from it, for workers and for the router in process alike."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 from turnout.request import InferenceRequest
 from turnout.uninterrupted import uninterrupted
-from turnout_workers.attempts.hedging import Admit, Call, Permit, race
+from turnout_workers.attempts.hedging import Admit, MakeCall, Permit, race
 from turnout_workers.attempts.job import Job
 from turnout_workers.attempts.reporting import Finished, Reporter
-from turnout_workers.attempts.schema import unmended
+from turnout_workers.attempts.schema import repairs_used_up
 from turnout_workers.monitoring import logs
 from turnout_workers.routing.allowance import Allowance
 from turnout_workers.routing.decision import Candidate, Decision, worth_retrying
@@ -21,32 +21,32 @@ from turnout_workers.routing.failure import FailureKind
 from turnout_workers.state.store import Granted
 
 RETRY_SHARE = 0.1
-"""The most repeated calls of a process, as a share of its calls …"""
+"""The most retries of a process, as a share of its calls."""
 RETRY_RESERVE = 10
-"""… and besides so many."""
+"""Retries that a process may make in addition."""
 HEDGE_SHARE = 0.03
 """The most second calls of a process, as a share of its calls."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """How it went."""
+    """How a granted call went."""
 
     call: Finished
-    """The one that counts: which was answered, or else failed last."""
+    """The call that counts: the one that was answered, or else failed last."""
     verdict: Verdict
-    """On that call. A retry is taken from the allowance already, so it is to be made."""
+    """On that call. A retry must be made: it is already taken from the allowance."""
     reports: Sequence[asyncio.Future[None]]
-    """Under way to the fleet's store."""
+    """Being sent to the fleet's store."""
 
-    async def told(self) -> None:
-        """Returns when the fleet's store knows, and not before."""
+    async def reports_delivered(self) -> None:
+        """Wait until the fleet's store has the reports, even if cancelled."""
         for report in self.reports:
             await uninterrupted(report)
 
 
 class Judge:
-    """Says which granted calls may be followed by a second one, and judges how they went."""
+    """Starts granted calls, with a second one where that may pay, and judges how they went."""
 
     def __init__(self, reporter: Reporter, rng: random.Random, hedge: bool) -> None:
         self._reporter = reporter
@@ -58,31 +58,31 @@ class Judge:
     def permit(
         self, job: Job, decision: Decision, candidates: Sequence[Candidate], grant: Granted, *, alone: bool = False
     ) -> Permit:
-        """The candidate that was granted, as a call about to be made: it earns its share of repeated and second calls.
+        """The granted candidate as a call about to be made. It earns its share of retries and second calls.
 
-        alone: no second call, however slow this one is, as for an answer that somebody reads while it comes.
+        alone: no second call, however slow this one is; so for an answer that is streamed.
         """
         self._retries.deposit()
         self._second_calls.deposit()
         chosen = next(c for c in candidates if c.endpoint.id == grant.endpoint_id)
-        if job.again not in (None, grant.endpoint_id):  # by now another is better, or that one is out
-            job.repeat(None)
+        if job.retry_endpoint not in (None, grant.endpoint_id):  # by now another is better, or that one is out
+            job.set_retry(None)
             job.progress.failovers += 1
         hedge = decision.hedge(chosen) if self._hedges and not alone else None
         return Permit(chosen, grant, hedge, decision.untried)
 
-    def made(self, permit: Permit, admit: Admit, call: Call) -> Awaitable[Finished | list[Finished]]:
-        """Make it, and where that may pay a second one: for `__call__`.
+    def start(self, permit: Permit, admit: Admit, make_call: MakeCall) -> Awaitable[Finished | list[Finished]]:
+        """Make the call, and a second one where that may pay; the result is for `judge`.
 
-        No coroutine, for it would wait with the call. Thousands do at a time, and need no way to a second one.
+        Not a coroutine, because that would wait along with each of thousands of calls.
         """
         if permit.hedge is None:
-            return call(permit.chosen, permit.grant)
-        return race(permit, permit.hedge, self._second_calls, admit, call)
+            return make_call(permit.chosen, permit.grant)
+        return race(permit, permit.hedge, self._second_calls, admit, make_call)
 
-    def __call__(self, job: Job, permit: Permit, made: Finished | list[Finished]) -> Judged:
-        """Note in the job how it went. made: what ended by itself; of several calls the one that counts last."""
-        calls = [made] if isinstance(made, Finished) else made
+    def judge(self, job: Job, permit: Permit, finished: Finished | list[Finished]) -> Judged:
+        """Judge the calls that ended by themselves, of which the last one counts, and note them in the job."""
+        calls = [finished] if isinstance(finished, Finished) else finished
         request, progress = job.request, job.progress
         constraints, reports = request.constraints, []
         called = {ended.chosen.endpoint.id for ended in calls}
@@ -107,21 +107,21 @@ class Judge:
                 has_untried=not called.issuperset(permit.untried),
                 allow_fallback=constraints.allow_fallback,
             )
-            if _says_nothing(ended, request):
+            if _proves_nothing(ended, request):
                 verdict = replace(verdict, counts_for_health=False)
             reports.append(asyncio.ensure_future(self._reporter.report(ended, verdict)))
             progress.note(ended.attempt, spends=verdict.spends_attempt, unsuited=verdict.unsuited)
-        if ended.failure is not None and unmended(request, progress.attempts):
+        if ended.failure is not None and repairs_used_up(request, progress.attempts):
             verdict = replace(verdict, action=Next.GIVE_UP)
         if repeats := verdict.action is Next.RETRY:
             self._retries.withdraw()
-        job.repeat(ended.chosen.endpoint.id if repeats else None)
+        job.set_retry(ended.chosen.endpoint.id if repeats else None)
         return Judged(ended, verdict, reports)
 
 
-def _says_nothing(call: Finished, request: InferenceRequest) -> bool:
-    """Whether it timed out and the endpoint is none the worse: the job's own limit of time, or its deadline, ended the
-    call before an answer was due, or this process was paused."""
+def _proves_nothing(call: Finished, request: InferenceRequest) -> bool:
+    """Whether the call timed out, but not because of the endpoint: the job's own timeout or deadline ended it before an
+    answer was due, or this process was paused."""
     if call.failure is None or call.failure.kind is not FailureKind.TIMED_OUT:
         return False
     constraints = request.constraints

@@ -1,4 +1,4 @@
-"""The parts of a worker that all its jobs stand on."""
+"""The parts of a worker that its jobs share."""
 
 from __future__ import annotations
 

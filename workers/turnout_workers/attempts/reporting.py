@@ -1,4 +1,4 @@
-"""After a call: what it cost, what the fleet is told of it, and what follows for the endpoint."""
+"""After a call: what it cost, what is reported to the fleet's store, and what follows for the endpoint."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ logger = logging.getLogger(__name__)
 
 UNSENT = Failure(FailureKind.CANCELLED, "stopped before it was sent")
 STOPPED = Failure(FailureKind.CANCELLED, "stopped before it was answered", Billed.MAYBE)
-"""Of calls that we cancelled ourselves. A provider that has begun one may have worked all the same."""
+"""A call that we cancelled. The provider may have worked on it anyway."""
 REPORT_RETRIES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Waits before a report that Redis did not take is sent once more; one that is sent twice counts once."""
+"""Waits before a report that didn't reach Redis is sent again. One that arrives twice counts once."""
 PAID_REPORT_RETRIES_S = (15.0, 30.0, 60.0, 120.0, 240.0, 480.0)
-"""Further waits, of a call that is known to have cost something: what is unsure by then becomes spent. Other reports
-say what was then, and would harm an endpoint that is well by now."""
+"""Further waits if the call is known to have cost something: its unsure money then becomes spent. Other reports are too
+old by then, and could harm an endpoint that has recovered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A call that has ended: with a response, with a failure, or, for an answer that won't do, with both."""
+    """A call that has ended: with a response, with a failure, or with both if the answer won't do."""
 
     lease_id: str
     chosen: Candidate
@@ -46,9 +46,9 @@ class Finished:
     response: InferenceResponse | None = None
     failure: Failure | None = None
     limits: tuple[ObservedLimit, ...] = ()
-    """What the provider said of them."""
+    """What the provider said about its limits."""
     late: bool = False
-    """It ended long after its deadline: this process was paused, and its answer may be there, though nobody read it."""
+    """It ended long after its deadline, because this process was paused. Its answer may have come unread."""
 
     @property
     def billed(self) -> Billed:
@@ -90,34 +90,34 @@ class Finished:
 
 @dataclass(slots=True, eq=False)
 class Reporter:
-    """Tells the fleet's store how calls went, and what `routing/health.py` makes of it."""
+    """Reports to the fleet's store how calls went, and what `routing/health.py` makes of it."""
 
     store: FleetStore
     fleet: SnapshotPoller
     ejection_s: float
-    """Of the first ejection in a row."""
+    """Length of the first ejection in a row."""
     rng: random.Random
-    counted: Callable[[Finished], None] = lambda _: None
-    """Is told of every call."""
-    _late: set[asyncio.Task[None]] = field(default_factory=set, init=False)
+    on_call: Callable[[Finished], None] = lambda _: None
+    """Called with every call."""
+    _retries: set[asyncio.Task[None]] = field(default_factory=set, init=False)
 
     async def report(self, call: Finished, verdict: failover.Verdict) -> None:
         """End the call's lease; eject, cool down, disable or recover the endpoint as the verdict says."""
         endpoint = call.chosen.endpoint
-        self.counted(call)
+        self.on_call(call)
         ended_at, ok, counts = call.started_at + call.duration_s, call.failure is None, verdict.counts_for_health
-        amend(self.fleet.snapshot, endpoint.id, lambda seen: seen.ended(ended_at, ok, counts))
+        amend(self.fleet.snapshot, endpoint.id, lambda estimate: estimate.ended(ended_at, ok, counts))
         try:
-            await self._tell(call, verdict)
+            await self._send_report(call, verdict)
         except (RedisError, OSError) as error:
-            logger.debug("the call to %s is reported later: %s", endpoint.id, error)
-            spawn(self._tell_later(call, verdict), self._late)
+            logger.debug("the call to %s will be reported later: %s", endpoint.id, error)
+            spawn(self._send_report_later(call, verdict), self._retries)
 
     async def stop(self, call: Finished) -> None:
         """Report a call that was cancelled."""
         await self.report(call, failover.judge(call.failure, self.rng))
 
-    async def _tell(self, call: Finished, verdict: failover.Verdict) -> None:
+    async def _send_report(self, call: Finished, verdict: failover.Verdict) -> None:
         counters = await self.store.report(self._report(call, verdict.counts_for_health))
         endpoint, failure = call.chosen.endpoint, call.failure
         affected = [endpoint.id]
@@ -131,7 +131,7 @@ class Reporter:
         if verdict.cooldown_s > 0:
             await self.store.mark("cooldown", affected, reason, verdict.cooldown_s, call.started_at)
         view = self.fleet.snapshot.by_id.get(endpoint.id)
-        if view is None:  # it was taken out of the configuration since
+        if view is None:  # no longer configured
             return
         match after_report(
             view.health,
@@ -142,7 +142,7 @@ class Reporter:
             base_s=self.ejection_s,
         ):
             case Eject(open_s, why):
-                if await self.store.eject(endpoint.id, open_s, why):  # else another call's report has done it
+                if await self.store.eject(endpoint.id, open_s, why):  # otherwise another call's report has done it
                     logger.warning("%s ejected for %.1f s: %s", endpoint.id, open_s, why)
             case Recover():
                 await self.store.recover(endpoint.id)
@@ -150,8 +150,8 @@ class Reporter:
 
     def _report(self, call: Finished, counts: bool) -> Report:
         chosen, failure, response = call.chosen, call.failure, call.response
-        taken = failure is not None and failure.billed is not Billed.NO  # as the provider counts, whatever it costs
-        usage = response.usage if response else Usage(input_tokens=chosen.input_tokens if taken else 0)
+        counted = failure is not None and failure.billed is not Billed.NO  # by the provider, whatever it costs
+        usage = response.usage if response else Usage(input_tokens=chosen.input_tokens if counted else 0)
         return Report(
             lease_id=call.lease_id,
             endpoint_id=chosen.endpoint.id,
@@ -169,7 +169,7 @@ class Reporter:
         )
 
     def _first_token_s(self, response: InferenceResponse, endpoint_id: str) -> float | None:
-        """How long the first token took: as the response says, or as is likely of one that came whole."""
+        """How long the first token took: as the response says, or estimated if it wasn't streamed."""
         snapshot = self.fleet.snapshot
         view = snapshot.by_id.get(endpoint_id)
         if response.time_to_first_token_s is not None or view is None:
@@ -177,13 +177,13 @@ class Reporter:
         expected = predict(view.endpoint, view.metrics, snapshot.at)
         return first_token(response.latency_s, response.usage.output_tokens, *expected)
 
-    async def _tell_later(self, call: Finished, verdict: failover.Verdict) -> None:
-        """Report again once Redis is back, as a rule soon: until then the call takes a place among those in flight.
+    async def _send_report_later(self, call: Finished, verdict: failover.Verdict) -> None:
+        """Report again once Redis is back. Until then the call counts as in flight.
 
-        If that comes too late, the lease has expired by itself, and its money counts as unsure, unless it is told yet.
+        If the lease expires first, its money is unsure until the report arrives.
         """
         for wait_s in (*REPORT_RETRIES_S, *(PAID_REPORT_RETRIES_S if call.cost_microusd else ())):
             await asyncio.sleep(wait_s * self.rng.uniform(1.0, 1.5))
             with contextlib.suppress(RedisError, OSError):
-                await self._tell(call, verdict)
+                await self._send_report(call, verdict)
                 return

@@ -1,4 +1,4 @@
-"""Whether an answer is what its job asked for, where it asked for JSON of a schema."""
+"""Whether an answer fits the JSON schema that its job asked for."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from turnout.request import FinishReason, InferenceRequest, InferenceResponse
 from turnout.result import Attempt
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
-LONGEST_S = 0.5
-"""Processor time for one answer: one that takes longer to check is taken as it is."""
+MAX_CPU_S = 0.5
+"""Processor time for checking one answer. One that takes longer is accepted unchecked."""
 _until: ContextVar[float] = ContextVar("until")
 _sorted = json.JSONEncoder(sort_keys=True).encode
 
 
 def off_schema(request: InferenceRequest, response: InferenceResponse) -> Failure | None:
-    """What is wrong with the answer, by place and rule and without a word of it; None if nothing is.
+    """What is wrong with the answer, by place and rule, without quoting it; None: nothing.
 
-    A schema that can't be used is not the answer's fault, and is not held against it.
+    A schema that can't be used isn't held against the answer.
     """
     schema = request.response_format.json_schema
     if schema is None or response.tool_calls or response.refusal:
@@ -33,18 +33,18 @@ def off_schema(request: InferenceRequest, response: InferenceResponse) -> Failur
         answer = json.loads(response.text)
     except (ValueError, RecursionError):
         if response.finish is FinishReason.LENGTH:
-            return _failure("it was cut off at its longest length, see max_output_tokens")
-        return _failure("it is no JSON")
+            return _failure("it was cut off at max_output_tokens")
+        return _failure("it isn't JSON")
     from jsonschema.exceptions import best_match
     from referencing import Registry
 
-    _until.set(thread_time() + LONGEST_S)
+    _until.set(thread_time() + MAX_CPU_S)
     try:
-        # An empty registry: nothing that a schema refers to is ever fetched.
+        # With an empty registry, nothing that a schema refers to is fetched.
         error = best_match(_validator()(schema, registry=Registry()).iter_errors(answer))
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # a schema may hold anything, and each keyword has its own way to break on it: some panic
+    except BaseException:  # a schema may hold anything, and keywords break on it in many ways: some panic
         return None
     if error is None:
         return None
@@ -54,26 +54,26 @@ def off_schema(request: InferenceRequest, response: InferenceResponse) -> Failur
 
 @cache
 def _validator() -> Any:
-    """JSON Schema's, but for what could hold up the whole worker. Its library uses Python's regular expressions, which
-    take for ever on some texts: patterns are looked for by pydantic's, and names of properties by none. It compares all
-    items that are to be unique. And a few references can ask for more checks than ever come to an end."""
-    # Some 3 MB, which a worker without such jobs can do without.
+    """JSON Schema's validator, without what could stall the whole worker. Its library uses Python's regular
+    expressions, which take forever on some texts: patterns are matched by pydantic's instead, and property names by
+    none. It compares each unique item with all others. And a few references can demand checks without end."""
+    # Imported here: some 3 MB that a worker without such jobs doesn't need.
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
 
-    known = Draft202012Validator.VALIDATORS
+    keywords = Draft202012Validator.VALIDATORS
 
     def additional(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
         if "patternProperties" in schema:
             return ()
-        return known["additionalProperties"](validator, value, instance, schema)
+        return keywords["additionalProperties"](validator, value, instance, schema)
 
     unchecked = dict.fromkeys(("patternProperties", "unevaluatedProperties", "unevaluatedItems"), lambda *_: ())
     ours = {"pattern": _pattern, "uniqueItems": _unique, "additionalProperties": additional, **unchecked}
     validator: Any = extend(Draft202012Validator, ours)
 
     def evolve(self: Any, **changes: Any) -> Any:
-        """Stay what it is whatever `$schema` a part names, where its library would go on with its own class."""
+        """Keep this class whatever `$schema` a part names; the library would switch to its own."""
         return validator(**{"schema": self.schema, "registry": self._registry, "_resolver": self._resolver, **changes})
 
     validator.evolve = evolve
@@ -82,11 +82,11 @@ def _validator() -> Any:
 
 
 def _in_time(errors: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """The same errors, of which there may be a million; or none, in a million parts."""
+    """The same errors, with a check of the time before each: there may be a million, or none in a million parts."""
 
-    def checked(*about: Any, **named: Any) -> Iterator[Any]:
+    def checked(*args: Any, **kwargs: Any) -> Iterator[Any]:
         _raise_if_late()
-        for error in errors(*about, **named):
+        for error in errors(*args, **kwargs):
             _raise_if_late()
             yield error
 
@@ -119,15 +119,15 @@ def _pattern(_validator: Any, pattern: str, instance: Any, _schema: Any) -> Iter
 
 @lru_cache
 def _expression(pattern: str) -> SchemaValidator:
-    """Raises SchemaError for what can't be looked for in linear time, such as `(?=…)`."""
+    """Raises SchemaError for a pattern that can't be matched in linear time, such as `(?=…)`."""
     return SchemaValidator(core_schema.str_schema(pattern=pattern))
 
 
-def unmended(request: InferenceRequest, attempts: Iterable[Attempt]) -> bool:
-    """Whether answers have failed their schema so often that no other one is asked for."""
+def repairs_used_up(request: InferenceRequest, attempts: Iterable[Attempt]) -> bool:
+    """Whether answers failed their schema so often that no other one is asked for."""
     failed = sum(attempt.failure == FailureKind.OFF_SCHEMA for attempt in attempts)
     return failed > request.response_format.max_repairs
 
 
-def _failure(what: str) -> Failure:
-    return Failure(FailureKind.OFF_SCHEMA, f"the answer fails its schema: {what}", Billed.YES)
+def _failure(problem: str) -> Failure:
+    return Failure(FailureKind.OFF_SCHEMA, f"the answer fails its schema: {problem}", Billed.YES)

@@ -1,7 +1,7 @@
-"""A streaming job's answer on its way: pieces of text into the job's Redis stream, as they come.
+"""A streamed answer: pieces of text, written to the job's Redis stream as they come.
 
-Each piece names its call. An entry without text says that a call begins, and readers then begin anew: so they follow a
-failover in mid-stream, and no longer hear a worker that has lost the job.
+Each piece names its call. An entry without text says that a call begins, and readers then start over: so they follow a
+failover in mid-stream, and ignore a worker that has lost the job.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Pieces:
-    """What one call streams. What arrives while a write is under way goes with the next one."""
+    """The pieces that one call streams. What arrives during a write goes with the next one."""
 
     ledger: Ledger
     send: Coalescer
@@ -32,13 +32,13 @@ class Pieces:
         await self._write({"call": self.call_id})
 
     async def __call__(self, piece: str) -> None:
-        """One more piece; never waits for Redis."""
+        """Add a piece, without waiting for Redis."""
         self._pending.append(piece)
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._drain())
 
     async def end(self) -> None:
-        """Until all of them are written."""
+        """Wait until all pieces are written."""
         if self._writer is not None:
             await self._writer
 
@@ -48,6 +48,6 @@ class Pieces:
             await self._write({"call": self.call_id, "text": text})
 
     async def _write(self, fields: dict[str, str]) -> None:
-        # The answer is whole in the result, and the reader falls back to it.
-        with log_if_redis_is_away(logger.warning, "a piece of the stream could not be written"):
+        # If it fails, the reader falls back to the result, which has the whole answer.
+        with log_if_redis_is_away(logger.warning, "a piece of the stream can't be written"):
             await self.send(self.ledger.stream(self.job_id, fields, self.ttl_s))
