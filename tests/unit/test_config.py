@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 import redis
 
-from turnout.request import Capability, Lane, RoutingStrategy, Usage
+from turnout.request import Capability, InferenceRequest, Lane, RoutingStrategy, Usage
 from turnout_workers import providers
 from turnout_workers.config import (
     ConfigError,
@@ -30,8 +30,10 @@ from turnout_workers.config import (
 from turnout_workers.config.tables import CeilingTable, ModelTable, MonitoringTable, ProviderTable, WebhookTable
 from turnout_workers.providers.dialects import DIALECTS, GENERIC
 from turnout_workers.providers.prices import call_cost_microusd
-from turnout_workers.routing.fleet import Endpoint, Limits, Price
+from turnout_workers.routing.eligibility import refusal
+from turnout_workers.routing.fleet import Endpoint, Fleet, Limits, Price
 from turnout_workers.routing.images import rule_of
+from turnout_workers.routing.profile import JobProfile
 from turnout_workers.simulator import load as load_scenario
 
 ROOT = Path(__file__).parents[2]
@@ -366,6 +368,31 @@ def test_a_deployment_that_is_named_like_another_model_is_not_taken_for_it() -> 
     assert (endpoint.served_model, endpoint.price.input, endpoint.context_tokens) == ("gpt-4", 2.5, 128_000)
     cost = call_cost_microusd(endpoint, DIALECTS["azure"], "http://x", Usage(input_tokens=1000), None, tier="default")
     assert cost == 2500, "nor when the answer tells its tier, whose price is looked up then"
+
+
+@pytest.mark.parametrize(
+    ("provider", "media_type", "is_taken"),
+    [
+        ("openai", "image/gif", True),
+        ("openai", "image/heic", False),
+        ("azure", "image/heic", False),
+        ("vllm", "image/heic", True),
+        ("anthropic", "image/webp", True),
+        ("anthropic", "image/heic", False),
+        ("gemini", "image/heic", True),
+        ("gemini", "image/gif", False),
+    ],
+)
+def test_an_image_of_a_type_that_a_vendor_refuses_is_not_for_its_models(
+    provider: str, media_type: str, is_taken: bool
+) -> None:
+    text = f"[providers.{provider}]\nbase_url = 'http://x'\napi_key = 'k'\n[providers.{provider}.models]\n"
+    (endpoint,) = accounts(settings(text + "m = { capabilities = ['vision'] }"))[0].endpoints
+    image = {"type": "image_url", "image_url": {"url": f"data:{media_type};base64,AAAA"}}
+    asked = InferenceRequest.model_validate({"messages": [{"role": "user", "content": [image]}]})
+    refused = refusal(JobProfile.of(asked), Fleet([endpoint]))
+    assert (refused is None) == is_taken
+    assert is_taken or f"{provider}/m: takes no {media_type}" in str(refused)
 
 
 def test_an_endpoint_counts_images_as_its_model_does_and_a_deployment_as_the_model_that_it_is_of() -> None:

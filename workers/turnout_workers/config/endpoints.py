@@ -87,6 +87,7 @@ def _endpoint(
         capabilities=passed_on if model.capabilities is None else model.capabilities,
         context_tokens=model.context_tokens or known.context_tokens,
         max_output_tokens=model.max_output_tokens or known.max_output_tokens,
+        image_types=table.preset.image_types,
         image_rule=rule_of(*table.preset.names_by_trust(served, ours)),
         quality=model.quality or known.quality,
         regions=table.regions,

@@ -154,8 +154,6 @@ class Connector(CloudProviderBase):
         """The request as it is sent: as bytes, so that what they were made from is not kept during the call."""
         request = draft.request
         try:
-            if self.dialect.image_types:
-                draft.check_image_types(self.dialect.image_types)
             path, body = self.build_request(endpoint, request, draft, stream)
             body = draft.with_extras(body, draft.extras())
             if self.config.service_tier is not None and not request.is_embedding:

@@ -40,7 +40,7 @@ class Dialect:
     no_reasoning: Mapping[str, Any] | None = None
     """What asks for none in place of the effort `none`, which is then not known."""
     image_types: frozenset[str] = frozenset()
-    """Of images that it takes; empty: not known, so that all are sent."""
+    """Of images that it takes; empty: not known, so that any is sent."""
     original_images: bool = False
     """Knows the detail `original` of images, for which others are sent `high`."""
     text_only_roles: tuple[str, ...] = ()

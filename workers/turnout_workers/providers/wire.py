@@ -77,17 +77,11 @@ class RequestDraft:
         """Say so where messages of these roles hold images: the format has no place for such, so they are left out."""
         for role in roles:
             if any(said_by == role for said_by, _ in self._images()):
-                self.supports(f"an image in a {role} message")
+                self.supports(f"an image in a message of role {role}")
 
     def image_details(self) -> set[str | None]:
         """Of all images, what is asked for; None: nothing."""
         return {image.image_url.detail for _, image in self._images()}
-
-    def check_image_types(self, taken: frozenset[str]) -> None:
-        """Raises ProviderError for an image that isn't of the types taken."""
-        for _, image in self._images():
-            if (media_type := image.inline[0]) not in taken:
-                raise ProviderError.unsupported(f"{self.provider} takes no {media_type}")
 
     def _images(self) -> Iterator[tuple[str, ImagePart]]:
         """All images, each with the role of its message."""

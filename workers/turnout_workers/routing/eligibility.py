@@ -204,6 +204,8 @@ def _unmet(wanted: Requirements, endpoint: Endpoint) -> tuple[Reason, str] | Non
         return Reason.CAPABILITY, "only embeds texts"
     if missing := wanted.capabilities - endpoint.capabilities:
         return Reason.CAPABILITY, f"lacks {', '.join(sorted(missing))}"
+    if endpoint.image_types and (others := wanted.image_types - endpoint.image_types):
+        return Reason.CAPABILITY, f"takes no {' or '.join(sorted(others))}"
     if wanted.min_quality and (endpoint.quality is None or endpoint.quality.rank < wanted.min_quality.rank):
         return Reason.QUALITY, f"quality {endpoint.quality or 'unknown'} is below {wanted.min_quality}"
     if wanted.min_context_tokens and (endpoint.context_tokens or 0) < wanted.min_context_tokens:

@@ -107,6 +107,8 @@ class Endpoint:
     capabilities: frozenset[Capability] = frozenset()
     context_tokens: int | None = None
     max_output_tokens: int | None = None
+    image_types: frozenset[str] = frozenset()
+    """Media types of images that it takes; empty: not known, so that any is sent."""
     image_rule: ImageRule = UNKNOWN
     """How many tokens it counts for an image."""
     quality: Quality | None = None

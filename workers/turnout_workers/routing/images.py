@@ -26,12 +26,13 @@ JOBS_KEPT = 256
 
 
 class Image(NamedTuple):
-    """What of an image decides how many tokens it takes."""
+    """What of an image decides who takes it, and how many tokens it takes."""
 
     width: int
     """In pixels, like the height; 0: not known."""
     height: int
     detail: str | None = None
+    media_type: str = ""
 
 
 class Tokens(NamedTuple):
@@ -179,12 +180,17 @@ def image_tokens(rule: ImageRule, images: tuple[Image, ...]) -> Tokens:
 
 def images_of(request: InferenceRequest) -> tuple[Image, ...]:
     """All images of a request; for one without any this takes no time to speak of."""
-    return tuple(
-        Image(*size_px(part.inline[1]), part.image_url.detail)
+    parts = (
+        part
         for message in request.messages or ()
         if isinstance(message.content, tuple)
         for part in message.content
         if part.type == "image_url"
+    )
+    return tuple(
+        Image(*size_px(data), part.image_url.detail, media_type)
+        for part in parts
+        for media_type, data in (part.inline,)
     )
 
 

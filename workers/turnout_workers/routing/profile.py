@@ -39,6 +39,8 @@ class Requirements:
     embeds: bool = False
     """Texts are to be embedded, so a model that does nothing else will do."""
     capabilities: frozenset[Capability] = frozenset()
+    image_types: frozenset[str] = frozenset()
+    """The media types of the job's images."""
     min_context_tokens: int | None = None
     min_quality: Quality | None = None
     max_input_usd_per_mtok: float | None = None
@@ -111,6 +113,7 @@ class JobProfile:
         """
         constraints = request.constraints
         upper, expected = estimate_input_tokens(request)
+        images = images_of(request)
         limit = 0 if request.is_embedding else request.max_output_tokens
         usual = USUAL_OUTPUT_TOKENS if limit is None else min(USUAL_OUTPUT_TOKENS, math.ceil(limit / 2))
         return cls(
@@ -123,6 +126,7 @@ class JobProfile:
                 zero_retention=constraints.zero_retention,
                 embeds=request.is_embedding,
                 capabilities=request.required_capabilities,
+                image_types=frozenset(image.media_type for image in images),
                 min_context_tokens=constraints.min_context_tokens,
                 min_quality=constraints.min_quality,
                 max_input_usd_per_mtok=constraints.max_input_usd_per_mtok,
@@ -133,7 +137,7 @@ class JobProfile:
             ),
             input_tokens=upper,
             expected_input_tokens=expected,
-            images=images_of(request),
+            images=images,
             output_tokens=limit,
             expected_output_tokens=usual,
             constraints=constraints,
