@@ -1,4 +1,4 @@
-"""Conversations, tools and the form of an answer, in the shape of OpenAI's chat format."""
+"""Conversations, tools and the format of an answer, in the shape of OpenAI's chat format."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pydantic import BaseModel, Field, JsonValue, field_validator, model_validat
 
 from turnout.value import Name, Several, Value
 
-ModelClass = type[BaseModel]  # by another name, as `type` is a field of the classes below
+ModelClass = type[BaseModel]  # an alias, because the classes below have a field named `type`
 
 
 class TextPart(Value):
-    type: Literal["text"]  # without a default, here and below: stored without it, nobody could tell parts apart
+    type: Literal["text"]  # no default, here and below: parts stored without it couldn't be told apart
     text: str
 
 
@@ -29,8 +29,8 @@ def is_inline(url: Any) -> bool:
 
 class ImageUrl(Value):
     url: str
-    """A `data:` URI. Remote addresses are refused: a job can't make a worker fetch a URL, nor a provider, unless by its
-    `extras`."""
+    """A `data:` URI. Remote URLs are refused, so that a job can't make a worker fetch them, nor a provider, except by
+    its `extras`."""
     detail: Literal["auto", "low", "high", "original"] | None = None
 
     @field_validator("url")
@@ -60,7 +60,7 @@ class ImagePart(Value):
 class FunctionCall(Value):
     name: Name
     arguments: str = "{}"
-    """The arguments as a JSON text, exactly as the model wrote them (it may be invalid JSON)."""
+    """The arguments as JSON, exactly as the model wrote them (it may be invalid)."""
 
 
 class ToolCall(Value):
@@ -70,7 +70,7 @@ class ToolCall(Value):
 
 
 class Message(Value):
-    """One message, in the shape of OpenAI's chat format, the one that most users already have."""
+    """One message, in the shape of OpenAI's chat format, which most users already have."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Several[Annotated[TextPart | ImagePart, Field(discriminator="type")]] | None = None
@@ -79,29 +79,29 @@ class Message(Value):
     tool_call_id: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = Field(default=None, repr=False)
-    """Of an answer: what the model thought before it called tools. Only who demands it back is given it."""
+    """In an answer: the model's reasoning before it called tools. Sent only to providers that demand it back."""
 
     @model_validator(mode="before")
     @classmethod
-    def _without_empty(cls, given: Any) -> Any:
-        """Answers of OpenAI's API that are given back as history name much that they have not."""
-        if not isinstance(given, Mapping) or not any(one is None or isinstance(one, list) for one in given.values()):
-            return given
-        said = {name: value for name, value in given.items() if value is not None and value != []}
-        # Strict JSON takes a list for a tuple only as long as no validator has had it in hand.
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+    def _without_empty(cls, fields: Any) -> Any:
+        """Answers of OpenAI's API that are sent back as history have many empty fields."""
+        if not isinstance(fields, Mapping) or not any(one is None or isinstance(one, list) for one in fields.values()):
+            return fields
+        filled = {name: value for name, value in fields.items() if value is not None and value != []}
+        # Pydantic's strict mode accepts a JSON list for a tuple only if no validator ran before it.
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in filled.items()}
 
     @property
-    def said(self) -> str | tuple[TextPart | ImagePart, ...] | None:
-        """The content. Of an answer that was nothing but a refusal, that: hardly a vendor takes it as a field."""
+    def content_or_refusal(self) -> str | tuple[TextPart | ImagePart, ...] | None:
+        """The content. For an answer that was only a refusal, the refusal: hardly any vendor takes it as a field."""
         return self.refusal if self.refusal and not self.content else self.content
 
     @property
     def parts(self) -> tuple[TextPart | ImagePart, ...]:
-        said = self.said
-        if said is None or isinstance(said, str):
-            return (TextPart(type="text", text=said),) if said else ()
-        return said
+        content = self.content_or_refusal
+        if content is None or isinstance(content, str):
+            return (TextPart(type="text", text=content),) if content else ()
+        return content
 
     @property
     def text(self) -> str:
@@ -126,40 +126,40 @@ class ResponseFormat(Value):
     type: Literal["text", "json_object", "json_schema"] = "text"
     name: str = "answer"
     description: str | None = None
-    """What the answer is for, for the model to read."""
+    """What the answer is for, shown to the model."""
     json_schema: dict[str, JsonValue] | None = None
     strict: bool | None = None
-    """Whether the provider's strict mode is asked for; None: where the schema allows it."""
+    """Whether the provider's strict mode is used; None: if the schema allows it."""
     max_repairs: int = Field(default=1, ge=0, le=5)
     """How often an answer that fails its schema is asked for again before the job fails as malformed."""
 
     @model_validator(mode="before")
     @classmethod
-    def _in_openais_shape(cls, given: Any) -> Any:
+    def _from_openais_shape(cls, fields: Any) -> Any:
         """There, `json_schema` holds the schema with its name."""
-        inner = given.get("json_schema") if isinstance(given, Mapping) else None
+        inner = fields.get("json_schema") if isinstance(fields, Mapping) else None
         if not isinstance(inner, Mapping) or ("schema" not in inner and "name" not in inner):
-            return given
+            return fields
         named = {name: value for name, value in inner.items() if value is not None}
-        return {**given, "json_schema": named.pop("schema", None), **named}
+        return {**fields, "json_schema": named.pop("schema", None), **named}
 
     @model_validator(mode="after")
-    def _schema_given(self) -> Self:
+    def _schema_if_needed(self) -> Self:
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise ValueError("json_schema must be given with type 'json_schema', and only then")
         return self
 
     @classmethod
     def of(cls, model: ModelClass) -> Self:
-        """JSON of a pydantic model's schema. Read the answer with `InferenceResponse.parsed`."""
+        """JSON with a pydantic model's schema. Read the answer with `InferenceResponse.parsed`."""
         schema = model.model_json_schema()
-        name = re.sub(r"[^A-Za-z0-9_-]", "_", model.__name__)[:64]  # of a generic model: `Page[Ticket]`
-        wanted = cls(type="json_schema", name=name, json_schema=schema)
-        return wanted.model_copy(update={"strict": wanted.is_strict})  # said, for earlier workers took it for granted
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", model.__name__)[:64]  # a generic model: `Page[Ticket]`
+        result = cls(type="json_schema", name=name, json_schema=schema)
+        return result.model_copy(update={"strict": result.is_strict})  # explicit, because older workers assumed it
 
     @property
     def is_strict(self) -> bool:
-        """Whether the provider's strict mode is to be asked for."""
+        """Whether to use the provider's strict mode."""
         if self.strict is not None:
             return self.strict
         schema = self.json_schema or {}
@@ -167,14 +167,14 @@ class ResponseFormat(Value):
 
     @property
     def described_schema(self) -> dict[str, JsonValue] | None:
-        """The schema with the description in it, for formats that have no other place for that."""
+        """The schema with the description in it, for formats that have no other place for it."""
         if self.json_schema is None or self.description is None:
             return self.json_schema
         return {"description": self.description, **self.json_schema}
 
 
 SCHEMAS_BY_NAME = ("properties", "$defs", "definitions")
-"""Keywords of a JSON schema that hold others by names, which may be those of keywords."""
+"""Keywords of a JSON schema that hold further schemas by name; a name may itself look like a keyword."""
 _NEVER_STRICT = frozenset(
     {
         "oneOf", "allOf", "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "patternProperties",
@@ -186,14 +186,14 @@ _NEVER_STRICT = frozenset(
 
 
 def is_object(schema: Mapping[str, Any]) -> bool:
-    """Whether a JSON schema says that what it describes is an object, or may be one."""
+    """Whether a JSON schema describes an object, or something that may be one."""
     types = schema.get("type")
     return types == "object" or (isinstance(types, list) and "object" in types)
 
 
 def _is_closed(schema: JsonValue) -> bool:
-    """Whether every object in it is closed and needs all of its fields, and nothing else is said that OpenAI's strict
-    mode refuses."""
+    """Whether every object in it is closed and requires all of its fields, and OpenAI's strict mode refuses nothing
+    else in it."""
     if isinstance(schema, list):
         return all(map(_is_closed, schema))
     if not isinstance(schema, dict):

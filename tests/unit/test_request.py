@@ -10,11 +10,11 @@ import pytest
 from openai.types.chat import ChatCompletionMessage
 from pydantic import BaseModel, Field, ValidationError
 
-from turnout.client.submission import chunks, job_id, new_job, refusal
+from turnout.client.submission import job_chunks, job_id, new_job, refusal
 from turnout.ledger import Intake, NewJob
 from turnout.messages import ImageUrl, Message, ResponseFormat, TextPart
 from turnout.request import InferenceRequest, Lane, RoutingConstraints
-from turnout.validation import MANY, explain, innermost
+from turnout.validation import MAX_PROBLEMS, explain, innermost
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
 CALL = {"id": "call-1", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
@@ -116,7 +116,7 @@ def test_what_one_of_many_says_itself_counts_before_what_is_said_for_all() -> No
         "lane": "standard",
         "idempotency_key": "call",
     }
-    ((own, other),) = chunks([one, "b"], **for_all)
+    ((own, other),) = job_chunks([one, "b"], **for_all)
     request = InferenceRequest.model_validate_json(own.payload)
     assert (request.model, request.metadata) == ("m1", {"a": "1", "b": "2"})
     assert request.constraints == RoutingConstraints(no_training=True, max_cost_usd=1, lane=Lane.BATCH)
@@ -185,7 +185,7 @@ def test_of_such_a_model_what_was_set_to_its_default_is_kept_and_what_was_made_u
 def test_what_was_set_to_its_default_was_set() -> None:
     request = InferenceRequest(prompt="a", constraints=RoutingConstraints(lane=Lane.STANDARD, no_training=False))
     assert asked(request).constraints.lane == "standard", "and not interactive"
-    ((job,),) = chunks([request], constraints={"no_training": True})
+    ((job,),) = job_chunks([request], constraints={"no_training": True})
     assert not InferenceRequest.model_validate_json(job.payload).constraints.no_training
 
 
@@ -353,8 +353,8 @@ def test_problems_without_number_are_counted_alone() -> None:
             InferenceRequest.model_validate({"prompt": "a", **dict.fromkeys((f"x{n}" for n in range(count)), 0)})
         return explain(refused.value)
 
-    assert told(MANY) == "x0: unknown field; x1: unknown field; x2: unknown field; and 997 more"
-    assert told(50_000) == "it has 50,000 problems, too many to tell them"
+    assert told(MAX_PROBLEMS) == "x0: unknown field; x1: unknown field; x2: unknown field; and 997 more"
+    assert told(50_000) == "it has 50,000 problems, too many to list"
 
 
 @pytest.mark.parametrize(
@@ -451,8 +451,8 @@ def test_an_image_is_sent_in_the_form_that_all_vendors_read(written: str, sent: 
 
 def test_many_requests_are_sent_by_the_hundred_and_large_ones_a_few_at_a_time() -> None:
     """Without a bound on their size, 500 images of a megabyte were held at once, each several times over."""
-    assert [len(chunk) for chunk in chunks("A?" for _ in range(1001))] == [500, 500, 1]
-    large = [len(chunk) for chunk in chunks(("x" * 900_000 for _ in range(12)), idempotency_key="k")]
+    assert [len(chunk) for chunk in job_chunks("A?" for _ in range(1001))] == [500, 500, 1]
+    large = [len(chunk) for chunk in job_chunks(("x" * 900_000 for _ in range(12)), idempotency_key="k")]
     assert large == [5, 5, 2]
 
 

@@ -81,7 +81,7 @@ class CeleryJobs:
         except ValidationError as error:
             return explain(error)
         except UnicodeEncodeError:
-            return "a text has half a surrogate pair, which is no character"
+            return "a text contains a lone surrogate, which is not valid Unicode"
         except Exception as error:  # unforeseen, but its sender must not wait for ever
             return f"the request can't be accepted: {type(error).__name__}"
 

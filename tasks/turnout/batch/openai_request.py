@@ -12,7 +12,7 @@ from typing import Any
 
 from turnout.batch.line import Unusable
 from turnout.messages import NOT_INLINE, is_inline
-from turnout.request import OPENAI_FIELDS, WHOEVER_TAKES_IT
+from turnout.request import ANY_PROVIDER, OPENAI_FIELDS
 
 CHAT, EMBEDDINGS, RESPONSES = "/v1/chat/completions", "/v1/embeddings", "/v1/responses"
 
@@ -61,7 +61,7 @@ def request_fields(url: object, body: Mapping[str, Any]) -> dict[str, Any]:
         fields["messages"] = _list(fields["messages"], "body.messages")
     if "tool_choice" in fields:
         fields["tool_choice"] = _tool_choice(fields["tool_choice"])
-    return fields | ({"extras": {WHOEVER_TAKES_IT: extras}} if extras else {})
+    return fields | ({"extras": {ANY_PROVIDER: extras}} if extras else {})
 
 
 def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:

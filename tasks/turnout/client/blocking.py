@@ -18,18 +18,18 @@ T = TypeVar("T")
 class _Core(AsyncClient):
     """None of its coroutines ever waits for a loop."""
 
-    _reach = ThreadLink
+    _link_type = ThreadLink
 
 
 class Client:
-    """Submits jobs and waits for them. Threads may share one; it holds a pool of connections and, once somebody
-    waits, one more connection on which all waiting jobs are told of."""
+    """Submits jobs and waits for them. Threads may share one. It holds a pool of connections and, from the first wait
+    on, one more connection for the notices of all awaited jobs."""
 
     def __init__(
         self, url: str | None = None, namespace: str | None = None, max_request_chars: int = MAX_REQUEST_CHARS
     ) -> None:
         """url: of Redis; None: `REDIS_URL`, else this machine. namespace: the workers'; None: `TURNOUT_NAMESPACE`, else
-        `turnout`. max_request_chars: of a request as JSON, images and all.
+        `turnout`. max_request_chars: of a request as JSON, including images.
 
         `TURNOUT_PAYLOAD_KEYS` seals what is stored, see docs/security.md. Raises TurnoutError, ValueError.
         """
@@ -45,41 +45,41 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Free the connections. Jobs go on; asking for them here is a RuntimeError from now on."""
+        """Free the connections. Jobs go on; using this client raises RuntimeError from now on."""
         run_sync(self._core.aclose())
 
     def submit(self, request: Request | None = None, **options: Unpack[Options]) -> Job:
         """Accept one job; it is safe in Redis when this returns.
 
-        request: an InferenceRequest, a prompt, or a mapping of options. options: see `Options`; they count before what
-        is in the request, of which constraints, metadata and extras are joined with them key by key.
+        request: an InferenceRequest, a prompt, or a mapping of options. options: see `Options`; they override the
+        request's fields, except that constraints, metadata and extras are merged key by key.
         Raises Conflict, IntakeRefused, pydantic.ValidationError.
         """
         return Job(run_sync(self._core.submit(request, **options)))
 
     def submit_many(self, requests: Iterable[Request], **options: Unpack[Options]) -> list[Job]:
-        """Accept many jobs, some hundred at a round trip. `options` hold for each, where it says nothing else itself.
+        """Accept many jobs, some hundred at a round trip. Each request's own fields override the `options`.
 
-        If it raises, its note names the request, and others may have been accepted; with an `idempotency_key`, the
-        call can be repeated as a whole.
+        If it raises, a note names the request, and others may have been accepted; with an `idempotency_key`, the whole
+        call can be repeated.
         """
         return [Job(job) for job in run_sync(self._core.submit_many(requests, **options))]
 
     def job(self, job_id: str) -> Job:
-        """A job by its id, whoever submitted it."""
+        """A job by its id, no matter who submitted it."""
         return Job(self._core.job(job_id))
 
     def as_completed(self, jobs: Iterable[Job], timeout: float | None = None) -> Generator[Job, None, None]:
-        """The jobs in the order in which they settle, each as often as it is given. One that is unknown, or has
-        expired, comes first, and raises LookupError itself. Raises TimeoutError."""
+        """The jobs in the order in which they settle, each as often as it is in `jobs`. Unknown or expired ones come
+        first; only using them raises LookupError. Raises TimeoutError."""
         jobs = list(jobs)
-        known = {job._core: job for job in jobs}
-        for done in _each(self._core.as_completed([job._core for job in jobs], timeout)):
-            yield known[done]
+        by_core = {job._core: job for job in jobs}
+        for settled in _each(self._core.as_completed([job._core for job in jobs], timeout)):
+            yield by_core[settled]
 
     def purge(self, jobs: Iterable[Job | str]) -> int:
-        """Delete settled jobs with their results; live ones are left alone. Returns how many this has deleted: where a
-        reply of Redis is lost on the way, it is asked again, and counts none of those that were gone by then."""
+        """Delete settled jobs with their results; live ones are left alone. Returns how many were deleted. If Redis's
+        reply was lost on the way and it is asked again, those deleted by the first try aren't counted."""
         return run_sync(self._core.purge(ids(jobs)))
 
 
@@ -109,21 +109,21 @@ class Job:
         return run_sync(self._core.wait(timeout))
 
     def stream(self, idle_s: float | None = None) -> Generator[str, None, None]:
-        """The answer's pieces as they come, from the beginning on, whenever one begins to listen.
+        """The answer's pieces as they come, always from the beginning.
 
-        A `Restarted` among them says to begin anew. A job that was not submitted with `stream=True`, and one whose
-        stream has expired, gives its answer in one piece. idle_s: an empty piece whenever nothing has come for so
-        long, by which a server keeps its connection open, and notices a reader that has gone.
+        A `Restarted` among them means that the answer starts again. A job submitted without `stream=True`, or whose
+        stream has expired, gives its answer in one piece. idle_s: yield an empty piece whenever nothing has come for
+        this long, so that a server keeps its connection open, and notices a reader that has left.
         Raises Failed, Expired, Cancelled, LookupError.
         """
         return _each(self._core.stream(idle_s))
 
     def cancel(self) -> bool:
-        """Cancel it, wherever it is; a call in flight is aborted. False: it had ended otherwise."""
+        """Cancel it, whatever its state; a call in flight is aborted. False: it had already ended otherwise."""
         return run_sync(self._core.cancel())
 
     def events(self) -> list[dict[str, Any]]:
-        """What happened so far, oldest first: `at` (ms), `event`, and what belongs to it. LookupError: unknown."""
+        """What has happened so far, oldest first: `at` (ms), `event` and its details. LookupError: unknown."""
         return run_sync(self._core.events())
 
 
@@ -139,4 +139,4 @@ def _each(items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
 
 
 async def _next(items: AsyncGenerator[T, None]) -> T:
-    return await anext(items)  # not before `run_sync` has begun: a loop gets to know of a generator at its first step
+    return await anext(items)  # inside `run_sync`, because a loop learns of a generator at its first step

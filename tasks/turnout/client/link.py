@@ -1,10 +1,10 @@
 """How a client reaches Redis: it asks, and it listens on one channel of its own. For threads, and for asyncio.
 
-A link is one process's alone: a fork of a process that has a client begins with another, see `AsyncClient`.
+A link belongs to one process: a fork of a process that has a client starts with another, see `AsyncClient`.
 
-Each word on the channel is the id of a job that has settled, or `+` and the id of a job whose answer has grown. Words
-can be lost with the connection, so whoever waits asks again whenever the channel has been opened, and now and then.
-Waiting goes on while Redis is away for a moment, as in a restart or a failover.
+Each notice on the channel is the id of a job that has settled, or `+` and the id of a job whose answer has grown.
+Notices can be lost with the connection, so a waiter asks again whenever the channel has been reopened, and from time to
+time. Waiting goes on while Redis is away for a moment, as in a restart or a failover.
 """
 
 from __future__ import annotations
@@ -33,99 +33,101 @@ from turnout.redis_trouble import UNANSWERED, takes_no_writes
 T = TypeVar("T")
 
 LIMITS: dict[str, Any] = {"socket_timeout": 5, "socket_connect_timeout": 5}
-"""Seconds that Redis may take for an answer: no web request waits for ever."""
-AGAIN: Any = (NoBackoff(), 1, (redis.ConnectionError,))
+"""Seconds that Redis may take to answer, so that no web request waits for ever."""
+RETRY: Any = (NoBackoff(), 1, (redis.ConnectionError,))
 """A connection may have died since its last use, or its server become a replica, and only the next use shows it. So
-each request is made once more, which is safe for all that a client asks."""
+each request is retried once, which is safe for everything that a client asks."""
 CONNECTIONS = 50
-"""Most that a process's threads ask by at a time, besides the main one; all others wait. redis-py's pools hold more."""
-AGAIN_S = 0.2
-"""Between two tries to reach Redis."""
+"""Most connections that a process's threads use at a time, besides the main thread; the others wait. redis-py's pools
+hold more."""
+RETRY_PAUSE_S = 0.2
+"""Pause between two tries to reach Redis."""
 LINGER_S = 5.0
-"""How long a thread listens on when nobody waits any more. It holds its client, so it must end."""
+"""How long a thread listens on after the last waiter. It holds its client, so it must end."""
 QUIET_S = 60.0
-"""How long to wait for one message. Told no time, redis-py 6 gives a quiet channel that of an answer, and closes it."""
+"""How long to wait for one message. Without it, redis-py 6 closes a quiet channel after the timeout of an answer."""
 AWAY_S = 60.0
 """How long waiting goes on while Redis is away. After that, its error is raised."""
-OPENED = ""
-"""The word to all that the channel has just been opened, perhaps again: what was said before was not heard."""
+RESUBSCRIBED = ""
+"""Sent to every listener when the channel has been (re)opened: earlier notices may be lost, so look again."""
 CLOSED = "this client is closed"
 
 
-class Patience:
-    """`with patience:` suppresses the errors of a Redis that is away, until it has been away for AWAY_S, or less."""
+class Outage:
+    """`with outage:` suppresses the errors of a Redis that is away, until it has been away for AWAY_S, or less."""
 
     def __init__(self, within_s: float | None = None) -> None:
         self._within_s = AWAY_S if within_s is None else min(within_s, AWAY_S)
-        self.away_since: float | None = None
+        self.since: float | None = None
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> bool:
         if error is None:
-            self.away_since = None
+            self.since = None
         elif isinstance(error, redis.ConnectionError | redis.TimeoutError) or takes_no_writes(error):
             now = time.monotonic()
-            self.away_since = self.away_since or now
-            return now - self.away_since < self._within_s
+            self.since = self.since or now
+            return now - self.since < self._within_s
         return False
 
 
 class _Listeners(defaultdict[str, set[Any]]):
-    """Who listens for which words. A listener is a queue, and each of its words is put into it."""
+    """The inboxes that listen for each notice."""
 
-    def add(self, listener: Any, words: Iterable[str]) -> None:
-        for word in words:
-            self[word].add(listener)
+    def add(self, inbox: Any, notices: Iterable[str]) -> None:
+        for notice in notices:
+            self[notice].add(inbox)
 
-    def remove(self, listener: Any, words: Iterable[str]) -> None:
-        for word in words:
-            self[word].discard(listener)
-            if not self[word]:
-                del self[word]
+    def remove(self, inbox: Any, notices: Iterable[str]) -> None:
+        for notice in notices:
+            self[notice].discard(inbox)
+            if not self[notice]:
+                del self[notice]
 
-    def tell(self, message: dict[str, Any]) -> None:
-        word = message["data"].decode() if message["type"] == "message" else OPENED
-        for listener in set().union(*self.values()) if word == OPENED else tuple(self.get(word, ())):
-            listener.put_nowait(word)
+    def deliver(self, message: dict[str, Any]) -> None:
+        notice = message["data"].decode() if message["type"] == "message" else RESUBSCRIBED
+        for inbox in set().union(*self.values()) if notice == RESUBSCRIBED else tuple(self.get(notice, ())):
+            inbox.put_nowait(notice)
 
 
-class LoopHeard(asyncio.Queue[str]):
-    """The words for one listener."""
+class LoopInbox(asyncio.Queue[str]):
+    """The notices for one listener."""
 
     async def wait(self, limit_s: float) -> list[str]:
-        """All words since the last call; none if there was none within the limit."""
-        words = []
+        """All notices since the last call; none if none came within the limit."""
+        notices = []
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                words.append(await self.get())
+                notices.append(await self.get())
         while not self.empty():
-            words.append(self.get_nowait())
-        return words
+            notices.append(self.get_nowait())
+        return notices
 
 
 class LoopLink:
-    """For the coroutines of a loop: what they ask for at once shares a round trip, and one task listens for all."""
+    """For the coroutines of a loop: what they ask for concurrently shares a round trip, and one task listens for
+    all."""
 
     def __init__(self, url: str, channel: str) -> None:
         self.channel = channel
-        self._redis = connect_async(url, retry=redis.asyncio.retry.Retry(*AGAIN), **LIMITS)
-        self._call = Coalescer(self._redis)
+        self._redis = connect_async(url, retry=redis.asyncio.retry.Retry(*RETRY), **LIMITS)
+        self._send = Coalescer(self._redis)
         self._listeners = _Listeners(set)
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
-    async def ask(self, *calls: Operation[T]) -> list[T]:
-        """Send calls in one round trip. Raises RuntimeError once it is closed."""
+    async def ask(self, *operations: Operation[T]) -> list[T]:
+        """Send operations in one round trip. Raises RuntimeError once it is closed."""
         self._check_loop()
         if self._closed:
             raise RuntimeError(CLOSED)
-        return await self._call.all(*calls)
+        return await self._send.all(*operations)
 
-    async def rest(self) -> None:
-        """Between two tries."""
-        await asyncio.sleep(AGAIN_S)
+    async def pause(self) -> None:
+        """Wait between two tries."""
+        await asyncio.sleep(RETRY_PAUSE_S)
 
     async def close(self) -> None:
         """Free the connections."""
@@ -137,20 +139,20 @@ class LoopLink:
         await self._redis.aclose()
 
     @contextlib.asynccontextmanager
-    async def listening(self, words: Iterable[str]) -> AsyncIterator[LoopHeard]:
-        """Hear these words, and OPENED, while the block runs."""
+    async def listening(self, notices: Iterable[str]) -> AsyncIterator[LoopInbox]:
+        """Receive these notices, and RESUBSCRIBED, while the block runs."""
         self._check_loop()
-        heard, words = LoopHeard(), tuple(words)
-        self._listeners.add(heard, words)
+        inbox, notices = LoopInbox(), tuple(notices)
+        self._listeners.add(inbox, notices)
         try:
             if not self._closed and (self._task is None or self._task.done()):
                 self._task = asyncio.create_task(self._listen())
-            yield heard
+            yield inbox
         finally:
-            self._listeners.remove(heard, words)
+            self._listeners.remove(inbox, notices)
 
     def _check_loop(self) -> None:
-        """Connections live in the loop that opened them; in another they would fail now and then, and obscurely."""
+        """Connections belong to the loop that opened them; in another they would fail at times, and obscurely."""
         loop = asyncio.get_running_loop()
         self._loop = self._loop or loop
         if self._loop is not loop:
@@ -166,23 +168,23 @@ class LoopLink:
                     while True:
                         message = await pubsub.get_message(timeout=QUIET_S)
                         # redis-py sends by `asyncio.wait_for`, which until Python 3.12 loses a cancellation that comes
-                        # in the moment of its end. The next message is the one that confirms what was sent.
+                        # as it ends. The next message is the one that confirms what was sent.
                         if task.cancelling():
                             return
                         if message is not None:
-                            self._listeners.tell(message)
-            except (RedisError, OSError, RuntimeError):  # the last is uvloop's, of a connection just closed
-                await self.rest()
+                            self._listeners.deliver(message)
+            except (RedisError, OSError, RuntimeError):  # RuntimeError: uvloop's, for a connection just closed
+                await self.pause()
 
 
-class ThreadHeard(queue.SimpleQueue[str]):
+class ThreadInbox(queue.SimpleQueue[str]):
     async def wait(self, limit_s: float) -> list[str]:
-        words = []
+        notices = []
         with contextlib.suppress(queue.Empty):
-            words.append(self.get(timeout=limit_s))
+            notices.append(self.get(timeout=limit_s))
         while not self.empty():
-            words.append(self.get_nowait())
-        return words
+            notices.append(self.get_nowait())
+        return notices
 
 
 class ThreadLink:
@@ -190,7 +192,7 @@ class ThreadLink:
 
     def __init__(self, url: str, channel: str) -> None:
         self.channel = channel
-        self._redis = connect(url, retry=redis.retry.Retry(*AGAIN), **LIMITS)
+        self._redis = connect(url, retry=redis.retry.Retry(*RETRY), **LIMITS)
         self._free = threading.Semaphore(CONNECTIONS)
         self._unanswered_at = 0.0
         self._pid = os.getpid()
@@ -200,22 +202,23 @@ class ThreadLink:
         self._wanted_at = 0.0
         self._closed = False
 
-    async def ask(self, *calls: Operation[T]) -> list[T]:
-        """Whoever waits for a connection while Redis leaves a call unanswered fails with it, as in a Coalescer.
+    async def ask(self, *operations: Operation[T]) -> list[T]:
+        """While Redis leaves an operation unanswered, threads that wait for a connection fail with it, as in a
+        Coalescer.
 
-        The main thread never waits for one: an exception out of a signal's handler, which comes to it alone, would cut
-        into a semaphore's own code, and leave that locked for ever.
+        The main thread never waits for one: an exception from a signal handler, which runs only there, could interrupt
+        the semaphore's own code and leave it locked for ever.
         """
         if self._closed:
             raise RuntimeError(CLOSED)
-        came_at, limit_s = time.monotonic(), LIMITS["socket_timeout"]
+        asked_at, limit_s = time.monotonic(), LIMITS["socket_timeout"]
         waits = threading.current_thread() is not threading.main_thread()
         if waits and not self._free.acquire(timeout=limit_s):
             raise redis.TimeoutError(f"all {CONNECTIONS} connections to Redis were in use for {limit_s:g} s")
         try:
-            if self._unanswered_at > came_at:
-                raise redis.TimeoutError("Redis gave no answer to those who had all connections")
-            return run(self._redis, calls)
+            if self._unanswered_at > asked_at:
+                raise redis.TimeoutError("Redis gave no answer while all connections were in use")
+            return run(self._redis, operations)
         except UNANSWERED:
             self._unanswered_at = time.monotonic()
             raise
@@ -223,8 +226,8 @@ class ThreadLink:
             if waits:
                 self._free.release()
 
-    async def rest(self) -> None:
-        time.sleep(AGAIN_S)  # noqa: ASYNC251  (there is no loop)
+    async def pause(self) -> None:
+        time.sleep(RETRY_PAUSE_S)  # noqa: ASYNC251  (there is no loop)
 
     async def close(self) -> None:
         self._closed = True
@@ -233,40 +236,40 @@ class ThreadLink:
         self._redis.close()
 
     @contextlib.asynccontextmanager
-    async def listening(self, words: Iterable[str]) -> AsyncIterator[ThreadHeard]:
-        heard, words = ThreadHeard(), tuple(words)
+    async def listening(self, notices: Iterable[str]) -> AsyncIterator[ThreadInbox]:
+        inbox, notices = ThreadInbox(), tuple(notices)
         try:
             with self._lock:
-                self._listeners.add(heard, words)
+                self._listeners.add(inbox, notices)
                 if self._thread is None and not self._closed:
                     thread = threading.Thread(target=self._listen, name="turnout-inbox", daemon=True)
-                    thread.start()  # which may fail; it does nothing before the lock is free
+                    thread.start()  # may fail; the thread does nothing before the lock is free
                     self._thread = thread
-            yield heard
+            yield inbox
         finally:
-            if self._pid == os.getpid():  # else it was forked meanwhile, and the lock may be held for ever
+            if self._pid == os.getpid():  # else this is a fork, in which the lock may be held for ever
                 with self._lock:
-                    self._listeners.remove(heard, words)
+                    self._listeners.remove(inbox, notices)
 
     def _listen(self) -> None:
-        while self._goes_on():
+        while self._is_needed():
             try:
                 with self._redis.pubsub() as pubsub:  # type: ignore[no-untyped-call]
                     pubsub.subscribe(self.channel)
-                    while self._goes_on():
+                    while self._is_needed():
                         if (message := pubsub.get_message(timeout=0.25)) is not None:
                             with self._lock:
-                                self._listeners.tell(message)
+                                self._listeners.deliver(message)
                     return
             except (RedisError, OSError):
-                time.sleep(AGAIN_S)
+                time.sleep(RETRY_PAUSE_S)
 
-    def _goes_on(self) -> bool:
+    def _is_needed(self) -> bool:
         with self._lock:
             now = time.monotonic()
             if self._listeners:
                 self._wanted_at = now
             if self._closed or now - self._wanted_at > LINGER_S:
-                self._thread = None  # whoever waits next starts another
+                self._thread = None  # the next waiter starts another
                 return False
             return True

@@ -28,7 +28,7 @@ from turnout.ledger.script import Operation, Script
 from turnout.ledger.sending import MAX_BATCH, SendCommands, pipelined
 from turnout.redis_address import connect_async
 from turnout.redis_trouble import UNANSWERED
-from turnout.request import MOST, InferenceRequest
+from turnout.request import MAX_NUMBER, InferenceRequest
 from turnout.result import JobStatus
 from turnout_workers.state import fast_pipeline
 
@@ -70,8 +70,8 @@ def test_calls_of_several_scripts_run_in_order_though_redis_knows_some_of_them(f
 
 
 def test_a_deadline_that_is_ages_away_is_a_deadline(flushed: redis.Redis) -> None:
-    _, claimed = run(flushed, [LEDGER.enqueue(new_job(deadline_s=MOST)), LEDGER.claim("a", "w", 30)])
-    assert claimed.deadline > MOST
+    _, claimed = run(flushed, [LEDGER.enqueue(new_job(deadline_s=MAX_NUMBER)), LEDGER.claim("a", "w", 30)])
+    assert claimed.deadline > MAX_NUMBER
 
 
 def test_a_script_that_redis_cannot_load_is_told_as_that(flushed: redis.Redis) -> None:

@@ -18,7 +18,7 @@ from turnout.errors import Unreadable
 from turnout.ledger import NotClaimed
 from turnout.request import InferenceRequest
 from turnout.result import JobStatus
-from turnout.validation import MANY, explain, innermost
+from turnout.validation import MAX_PROBLEMS, explain, innermost
 from turnout_workers.attempts.calling import Caller
 from turnout_workers.attempts.closing import JobEnds
 from turnout_workers.attempts.job import End, HeldJob
@@ -150,6 +150,6 @@ class Attempts:
 
 def _is_of_a_later_release(error: Exception) -> bool:
     """Whether unknown fields are all that is wrong with a request."""
-    if not isinstance(error, ValidationError) or error.error_count() > MANY:
+    if not isinstance(error, ValidationError) or error.error_count() > MAX_PROBLEMS:
         return False
     return all(problem["type"] == "extra_forbidden" for problem in innermost(error).values())

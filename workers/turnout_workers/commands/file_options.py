@@ -11,7 +11,7 @@ import click
 from pydantic import ValidationError
 
 from turnout.batch.line import MAX_LINE_BYTES, Defaults
-from turnout.request import MICROUSD_PER_USD, MOST, InferenceRequest, Lane, RoutingStrategy
+from turnout.request import MAX_NUMBER, MICROUSD_PER_USD, InferenceRequest, Lane, RoutingStrategy
 from turnout.validation import explain
 from turnout_workers.routing import eligibility
 from turnout_workers.routing.fleet import Fleet
@@ -31,8 +31,8 @@ def dollars(text: str) -> int:
         usd = float(text)
     except ValueError:
         usd = math.nan
-    if not 0 <= usd <= MOST:
-        raise click.BadParameter(f"{text!r} is not an amount in dollars from 0 to {MOST:,.0f}")
+    if not 0 <= usd <= MAX_NUMBER:
+        raise click.BadParameter(f"{text!r} is not an amount in dollars from 0 to {MAX_NUMBER:,.0f}")
     return round(usd * MICROUSD_PER_USD)
 
 

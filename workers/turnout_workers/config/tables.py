@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from turnout.ledger.keys import checked_namespace
 from turnout.redis_address import checked
-from turnout.request import MOST, Capability, Lane, Quality, RoutingStrategy
+from turnout.request import MAX_NUMBER, Capability, Lane, Quality, RoutingStrategy
 from turnout.value import Name, Value
 from turnout_workers.providers.dialects import DIALECTS, GENERIC, Dialect
 from turnout_workers.routing.fleet import Price
@@ -78,9 +78,9 @@ ProviderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 ModelName = Annotated[Name, AfterValidator(_ours)]
 Strings = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Url = Annotated[str, AfterValidator(_http)]
-Usd = Annotated[float, Field(ge=0, le=MOST)]
+Usd = Annotated[float, Field(ge=0, le=MAX_NUMBER)]
 Count = Annotated[int, Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0, le=MOST)]
+Seconds = Annotated[float, Field(gt=0, le=MAX_NUMBER)]
 
 
 class LimitFields(Value):

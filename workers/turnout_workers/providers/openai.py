@@ -98,7 +98,7 @@ def _message(message: Message, dialect: Dialect) -> dict[str, Any]:
     body: dict[str, Any] = {"role": message.role}
     if message.role in ("system", "developer"):
         body["role"] = dialect.system_role
-    if isinstance(said := message.said, tuple):
+    if isinstance(said := message.content_or_refusal, tuple):
         kept = (part for part in said if isinstance(part, TextPart) or message.role not in dialect.text_only_roles)
         body["content"] = [_part(part, dialect) for part in kept] or ""
     else:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
 from turnout.messages import FunctionCall, ImagePart, Message, ToolCall
-from turnout.request import WHOEVER_TAKES_IT, FinishReason, InferenceRequest, Usage
+from turnout.request import ANY_PROVIDER, FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.body import parse_json
 from turnout_workers.providers.errors import ProviderError, malformed
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
@@ -70,7 +70,7 @@ class RequestDraft:
     def extras(self) -> dict[str, Any]:
         """The job's own fields for this provider, and those for whoever takes them."""
         own = self.request.extras.get(self.provider, {})
-        others = self.request.extras.get(WHOEVER_TAKES_IT, {})
+        others = self.request.extras.get(ANY_PROVIDER, {})
         return {name: value for name, value in others.items() if name not in own and self.supports(name)} | own
 
     def warn_about_images(self, *roles: str) -> None:
