@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes the secrets that compose.yaml mounts, in secrets/, and keeps those that are there already.
-# Put provider keys into secrets/providers/, one a file.
-# Only the owner may enter the folder. The files are mounted one by one, so containers' users must be able to read them.
+# Makes the secrets that compose.yaml mounts, in secrets/; existing ones are kept.
+# Put provider keys into secrets/providers/, one per file.
+# Only the owner may enter the folder. Files are mounted one by one, so the containers' users must be able to read them.
 set -eu
 cd "$(dirname "$0")"
 umask 077

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Puts the hashes of the roles' passwords into a copy of users.acl, then becomes the server.
+# Writes the hashes of the roles' passwords into a copy of users.acl, then becomes the server.
 # compose.yaml sets ROLES, SECRETS, SERVER, CONFIG, DATA and MAXMEMORY. Further arguments go to the server.
 set -eu
 umask 077

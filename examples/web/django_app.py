@@ -1,4 +1,4 @@
-"""Turnout behind Django, in one file: submit, poll, read the answer as it comes, hear by webhook when it is done.
+"""Turnout behind Django, in one file: submit, poll, stream the answer, and receive a webhook when it is done.
 
 python django_app.py runserver      # with REDIS_URL set, and a `turnout worker` on the same Redis
 """
@@ -24,25 +24,25 @@ from turnout import Client, Conflict, IntakeRefused, Restarted, TurnoutError
 from turnout.webhook import BadSignature, verified
 
 logger = logging.getLogger(__name__)
-SECRET = os.environ.get("WEBHOOK_SECRET")  # that of [webhooks.app] in the workers' turnout.toml
+SECRET = os.environ.get("WEBHOOK_SECRET")  # the secret of [webhooks.app] in the workers' turnout.toml
 WEBHOOK = "app" if SECRET else None
 UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-"""For streams: proxies such as nginx would otherwise hold pieces back."""
+"""Headers for streams: proxies such as nginx would otherwise hold pieces back."""
 
 if not settings.configured:
     settings.configure(
         ROOT_URLCONF=__name__,
-        SECRET_KEY=os.environ.get("DJANGO_SECRET_KEY", "for the example alone"),
+        SECRET_KEY=os.environ.get("DJANGO_SECRET_KEY", "only for this example"),
         ALLOWED_HOSTS=["127.0.0.1", "testserver"],
         MIDDLEWARE=[f"{__name__}.Away"],
     )
     django.setup()
 
-client = Client()  # one for the whole process: threads share it
+client = Client()  # one for the whole process: shared by its threads
 
 
 class Away:
-    """Answers while Redis is away. Jobs that were accepted are safe, and `order` makes it safe to ask once more."""
+    """Answers while Redis is away. Jobs that were accepted are safe, and `order` makes it safe to ask again."""
 
     def __init__(self, answer: Callable[[HttpRequest], HttpResponse]) -> None:
         self.answer = answer
@@ -60,7 +60,7 @@ class Away:
 class Question(BaseModel):
     prompt: str
     order: str
-    """Makes a request that comes twice the same job."""
+    """A request that arrives twice with the same order is the same job."""
 
 
 @csrf_exempt
@@ -99,24 +99,24 @@ def stream(_: HttpRequest, job_id: str) -> StreamingHttpResponse:
             yield "event: done\ndata: {}\n\n"
         except (TurnoutError, LookupError) as error:  # failed, expired, cancelled or unreadable; or unknown
             yield f"event: failed\ndata: {json.dumps(str(error))}\n\n"
-        except RedisError as error:  # without an end, the browser connects again
+        except RedisError as error:  # without an end, the browser reconnects
             logger.warning("a stream of job %s was cut off: %s", job_id, error)
 
     return StreamingHttpResponse(events(), content_type="text/event-stream", headers=UNBUFFERED)
 
 
-told: dict[str, str] = {}
+ended: dict[str, str] = {}
 """A real application would write to its database."""
 
 
-@csrf_exempt  # the signature is what says who calls
+@csrf_exempt  # the signature proves who calls
 def hook(request: HttpRequest) -> HttpResponse:
-    """Called by the workers when a job has ended. It may come twice."""
+    """Called by the workers when a job has ended, possibly twice."""
     try:
         message = verified(request.headers, request.body, SECRET)
     except BadSignature as error:
         return JsonResponse({"error": str(error)}, status=401)
-    told[message["data"]["id"]] = message["type"]
+    ended[message["data"]["id"]] = message["type"]
     return HttpResponse(status=204)
 
 

@@ -1,4 +1,4 @@
-"""Turnout behind FastAPI: submit, poll, read the answer as it comes, hear by webhook when it is done.
+"""Turnout behind FastAPI: submit, poll, stream the answer, and receive a webhook when it is done.
 
 uvicorn fastapi_app:app        # with REDIS_URL set, and a `turnout worker` on the same Redis
 """
@@ -20,16 +20,16 @@ from turnout import AsyncClient, Conflict, IntakeRefused, Restarted, TurnoutErro
 from turnout.webhook import BadSignature, verified
 
 logger = logging.getLogger(__name__)
-SECRET = os.environ.get("WEBHOOK_SECRET")  # that of [webhooks.app] in the workers' turnout.toml
+SECRET = os.environ.get("WEBHOOK_SECRET")  # the secret of [webhooks.app] in the workers' turnout.toml
 WEBHOOK = "app" if SECRET else None
 UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-"""For streams: proxies such as nginx would otherwise hold pieces back."""
+"""Headers for streams: proxies such as nginx would otherwise hold pieces back."""
 
 
 class Question(BaseModel):
     prompt: str
     order: str
-    """Makes a request that comes twice the same job."""
+    """A request that arrives twice with the same order is the same job."""
 
 
 @asynccontextmanager
@@ -44,7 +44,7 @@ app = FastAPI(lifespan=lifespan)
 
 @app.exception_handler(RedisError)
 async def away(_: Request, error: RedisError) -> JSONResponse:
-    """Jobs that were accepted are safe, and `order` makes it safe to ask once more."""
+    """Jobs that were accepted are safe, and `order` makes it safe to ask again."""
     logger.warning("Redis is away: %s", error)
     return JSONResponse({"detail": "try again in a moment"}, 503)
 
@@ -75,7 +75,7 @@ async def look(job_id: str) -> dict[str, str | None]:
 
 @app.get("/questions/{job_id}/stream")
 async def stream(job_id: str) -> StreamingResponse:
-    """Server-sent events: `token` with text as JSON, `restart` when it begins anew, then `done` or `failed`."""
+    """Server-sent events: `token` with text as JSON, `restart` when it starts over, then `done` or `failed`."""
 
     async def events() -> AsyncIterator[str]:
         try:
@@ -85,21 +85,21 @@ async def stream(job_id: str) -> StreamingResponse:
             yield "event: done\ndata: {}\n\n"
         except (TurnoutError, LookupError) as error:  # failed, expired, cancelled or unreadable; or unknown
             yield f"event: failed\ndata: {json.dumps(str(error))}\n\n"
-        except RedisError as error:  # without an end, the browser connects again
+        except RedisError as error:  # without an end, the browser reconnects
             logger.warning("a stream of job %s was cut off: %s", job_id, error)
 
     return StreamingResponse(events(), media_type="text/event-stream", headers=UNBUFFERED)
 
 
-told: dict[str, str] = {}
+ended: dict[str, str] = {}
 """A real application would write to its database."""
 
 
 @app.post("/hooks/turnout", status_code=204)
 async def hook(request: Request) -> None:
-    """Called by the workers when a job has ended. It may come twice."""
+    """Called by the workers when a job has ended, possibly twice."""
     try:
         message = verified(request.headers, await request.body(), SECRET)
     except BadSignature as error:
         raise HTTPException(401, str(error)) from None
-    told[message["data"]["id"]] = message["type"]
+    ended[message["data"]["id"]] = message["type"]

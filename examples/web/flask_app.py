@@ -1,4 +1,4 @@
-"""Turnout behind Flask: submit, poll, read the answer as it comes, hear by webhook when it is done.
+"""Turnout behind Flask: submit, poll, stream the answer, and receive a webhook when it is done.
 
 flask --app flask_app run      # with REDIS_URL set, and a `turnout worker` on the same Redis
 """
@@ -19,25 +19,25 @@ from turnout import Client, Conflict, IntakeRefused, Restarted, TurnoutError
 from turnout.webhook import BadSignature, verified
 
 logger = logging.getLogger(__name__)
-SECRET = os.environ.get("WEBHOOK_SECRET")  # that of [webhooks.app] in the workers' turnout.toml
+SECRET = os.environ.get("WEBHOOK_SECRET")  # the secret of [webhooks.app] in the workers' turnout.toml
 WEBHOOK = "app" if SECRET else None
 UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-"""For streams: proxies such as nginx would otherwise hold pieces back."""
+"""Headers for streams: proxies such as nginx would otherwise hold pieces back."""
 
 app = Flask(__name__)
-client = Client()  # one for the whole process: threads share it
+client = Client()  # one for the whole process: shared by its threads
 Answer = tuple[dict[str, Any], int]
 
 
 class Question(BaseModel):
     prompt: str
     order: str
-    """Makes a request that comes twice the same job."""
+    """A request that arrives twice with the same order is the same job."""
 
 
 @app.errorhandler(RedisError)
 def away(error: RedisError) -> Answer:
-    """Jobs that were accepted are safe, and `order` makes it safe to ask once more."""
+    """Jobs that were accepted are safe, and `order` makes it safe to ask again."""
     logger.warning("Redis is away: %s", error)
     return {"error": "try again in a moment"}, 503
 
@@ -82,22 +82,22 @@ def stream(job_id: str) -> Response:
             yield "event: done\ndata: {}\n\n"
         except (TurnoutError, LookupError) as error:  # failed, expired, cancelled or unreadable; or unknown
             yield f"event: failed\ndata: {json.dumps(str(error))}\n\n"
-        except RedisError as error:  # without an end, the browser connects again
+        except RedisError as error:  # without an end, the browser reconnects
             logger.warning("a stream of job %s was cut off: %s", job_id, error)
 
     return Response(events(), mimetype="text/event-stream", headers=UNBUFFERED)
 
 
-told: dict[str, str] = {}
+ended: dict[str, str] = {}
 """A real application would write to its database."""
 
 
 @app.post("/hooks/turnout")
 def hook() -> Answer:
-    """Called by the workers when a job has ended. It may come twice."""
+    """Called by the workers when a job has ended, possibly twice."""
     try:
         message = verified(request.headers, request.get_data(), SECRET)
     except BadSignature as error:
         return {"error": str(error)}, 401
-    told[message["data"]["id"]] = message["type"]
+    ended[message["data"]["id"]] = message["type"]
     return {}, 204

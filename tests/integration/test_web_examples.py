@@ -69,9 +69,9 @@ class Walk:
         headers, body = self.receiver.of(job_id)[0]
         signed = {name: value for name, value in headers.items() if name.startswith(("webhook-", "content-type"))}
         assert self.post("/hooks/turnout", body + b" ", signed)[0] == 401
-        assert self.module.told == {}
+        assert self.module.ended == {}
         assert self.post("/hooks/turnout", body, signed)[0] == 204
-        assert self.module.told == {job_id: "job.succeeded"}
+        assert self.module.ended == {job_id: "job.succeeded"}
 
     def tells_of_failure(self, job_id: str) -> None:
         self.stand.submit([job_id], model="a-model-that-nobody-serves")
