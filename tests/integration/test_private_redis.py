@@ -84,7 +84,7 @@ def test_nobody_waits_for_the_leases_of_those_who_died_with_it(
     monkeypatch.delenv("REDIS_URL", raising=False)
     config = tmp_path / "turnout.toml"
     config.write_text(NOBODY)
-    held = Keys(namespace).leases
+    held = Keys(namespace).job_leases
     with private_redis(tmp_path / "redis") as (url, _), redis.Redis.from_url(url) as client:
         client.zadd(held, {"job": 2e12})
     with local.running(tmp_path, config, None) as here, redis.Redis.from_url(here.redis_url) as client:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from turnout_workers.config.toml_lines import ConfigError
-from turnout_workers.simulator.answers import Call, answer
+from turnout_workers.simulator.answers import Call, make_answer
 from turnout_workers.simulator.scenario import load
 from turnout_workers.simulator.schemas import example
 
@@ -89,13 +89,13 @@ def test_a_recursive_schema_ends() -> None:
 
 def test_the_same_call_gets_the_same_answer_and_another_provider_another() -> None:
     call = Call("m", ("hello",))
-    assert answer(call, "p", 1, 80) == answer(call, "p", 1, 80)
-    assert len({answer(call, provider, seed, 80).text for provider in "pq" for seed in (1, 2)}) == 4
+    assert make_answer(call, "p", 1, 80) == make_answer(call, "p", 1, 80)
+    assert len({make_answer(call, provider, seed, 80).text for provider in "pq" for seed in (1, 2)}) == 4
 
 
 @given(st.text(), st.integers(1, 400))
 def test_an_answer_keeps_to_its_limit_and_says_when_it_was_cut(prompt: str, limit: int) -> None:
-    given_ = answer(Call("m", (prompt,), max_output_tokens=limit), "p", 1, 80)
+    given_ = make_answer(Call("m", (prompt,), max_output_tokens=limit), "p", 1, 80)
     assert given_.output_tokens == len(given_.words) <= limit
     if given_.finish == "length":
         assert given_.output_tokens == limit

@@ -1,7 +1,7 @@
-"""A fleet of simulated providers behind one HTTP server, true to three wire formats. No model is run.
+"""A fleet of simulated providers behind one HTTP server, in three wire formats. No model is run.
 
-It stands in for real providers where there is no key, and for tests it is the oracle: it counts what every
-job was called for and billed, independently of what the workers believe.
+It replaces real providers where there is no key. For tests it is the oracle: it counts every job's calls and what they
+cost, independently of what the workers believe.
 """
 
 from turnout_workers.simulator.scenario import Fault, Scenario, SimulatedModel, SimulatedProvider, load

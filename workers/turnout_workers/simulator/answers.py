@@ -1,4 +1,4 @@
-"""Made-up answers: the same question to the same model gives the same text, call, JSON or vector."""
+"""Made-up answers: the same request to the same model gives the same text, tool call, JSON or vector."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ sleeper ballast crossing whistle engine carriage yard depot branch loop gradient
 brake boiler the a each one every this with from over under along before after while and then so
 where when because turns waits passes stops runs clears carries joins leaves returns slows starts
 holds keeps follows is
-""".split()  # noqa: SIM905  (a list of eighty words is no better to read)
+""".split()  # noqa: SIM905  (a list of eighty strings is harder to read)
 _TAPE = random.Random(0).choices(_WORDS, k=16_384)
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request as all three wire formats mean it."""
+    """A request, independent of its wire format."""
 
     model: str
-    """The provider's name of it."""
+    """The provider's name for it."""
     texts: tuple[str, ...]
     embed: bool = False
     stream: bool = False
     stream_usage: bool = True
     max_output_tokens: int | None = None
     tools: tuple[tuple[str, Mapping[str, Any]], ...] = ()
-    """Name and parameters' schema; empty when none may be called now."""
+    """Name and parameters' schema; empty if none may be called."""
     schema: Mapping[str, Any] | None = None
     dimensions: int = 256
 
     @property
     def input_tokens(self) -> int:
-        """About four bytes a token, four for the frame of each message."""
+        """About four bytes a token, and four tokens for each message's frame."""
         return sum(-(-len(text.encode("utf-8", "replace")) // 4) + 4 for text in self.texts)
 
 
@@ -48,7 +48,7 @@ class Call:
 class Answer:
     id: str
     words: Sequence[str]
-    """Text by tokens, each with the space that follows it."""
+    """The text's tokens, each with the space after it."""
     input_tokens: int
     output_tokens: int
     finish: str
@@ -61,12 +61,12 @@ class Answer:
         return "".join(self.words)
 
 
-def answer(call: Call, provider: str, seed: int, median_tokens: int) -> Answer:
-    """What `provider` says to `call`: random, but determined by `seed` and the call's own content."""
+def make_answer(call: Call, provider: str, seed: int, median_tokens: int) -> Answer:
+    """The answer of `provider` to `call`: random, but determined by `seed` and the call's content."""
     if not isinstance(call.model, str):
         raise TypeError("model")
-    asked = "\0".join((str(seed), provider, call.model, *call.texts))
-    key = blake2b(asked.encode("utf-8", "replace"), digest_size=8).hexdigest()
+    content = "\0".join((str(seed), provider, call.model, *call.texts))
+    key = blake2b(content.encode("utf-8", "replace"), digest_size=8).hexdigest()
     number, tokens_in = int(key, 16), call.input_tokens
     if call.embed:
         vectors = tuple(_vector(f"{call.model}\0{text}", call.dimensions) for text in call.texts)
@@ -79,7 +79,7 @@ def answer(call: Call, provider: str, seed: int, median_tokens: int) -> Answer:
         text = json.dumps(example(call.schema, number), ensure_ascii=False)
         words: list[str] = [text[i : i + 4] for i in range(0, len(text), 4)]
     else:
-        # Log-normal by a cheap quantile, so that lengths spread as real answers' do.
+        # Log-normal by a cheap quantile, so that lengths vary like those of real answers.
         spread = math.exp(((number >> 32) % 1000 / 500 - 1) * 0.8)
         start = number % (len(_TAPE) // 2)
         body = _TAPE[start : start + max(1, round(median_tokens * spread))]
@@ -91,7 +91,7 @@ def answer(call: Call, provider: str, seed: int, median_tokens: int) -> Answer:
 
 
 def pieces(words: Sequence[str], size: int = 8) -> Iterator[tuple[int, str]]:
-    """The text in chunks, each with its number of tokens, as a stream sends it."""
+    """The text in chunks as a stream sends them, each with its number of tokens."""
     for start in range(0, len(words), size):
         chunk = words[start : start + size]
         yield len(chunk), "".join(chunk)

@@ -93,6 +93,6 @@ class Anthropic(Wire):
         return {"data": data, "has_more": False, "first_id": None, "last_id": None}
 
     def error(self, problem: Problem, status: int, request_id: str) -> dict[str, Any]:
-        said = ("prompt is too long: " if problem.kind == "context_length" else "") + problem.message
-        error = {"type": _ERRORS.get(problem.kind, "invalid_request_error"), "message": said}
+        message = ("prompt is too long: " if problem.kind == "context_length" else "") + problem.message
+        error = {"type": _ERRORS.get(problem.kind, "invalid_request_error"), "message": message}
         return {"type": "error", "error": error, "request_id": f"req_{request_id}"}

@@ -72,14 +72,15 @@ def _announce(simulator: Simulator, toml: Path | None, as_json: bool) -> None:
 
 
 def _write(toml: Path, text: str) -> None:
-    """Nobody's file is replaced, nor what was added to one that was written here."""
+    """Write a new file. One that exists is never replaced, not even one that was written here: it may have been
+    edited."""
     try:
         with toml.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
         if _providers(toml_lines.read_text(toml)) != _providers(text):
             raise click.ClickException(
-                f"{toml} is there, and its providers are not this fleet at these addresses: "
+                f"{toml} exists, and its providers are not this fleet at these addresses: "
                 "remove it to have it written, or leave --toml out to keep it"
             ) from None
     except OSError as error:

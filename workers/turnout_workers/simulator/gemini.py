@@ -16,7 +16,7 @@ _ERRORS = {
     "overloaded": "UNAVAILABLE",
 }
 _PARAMETERS = ("parametersJsonSchema", "parameters_json_schema", "parameters")
-"""The second is what the official Python client sends; Google's JSON takes either case."""
+"""The official Python client sends the second; Google's JSON accepts both cases."""
 _QUOTAS = {
     "requests_per_minute": "GenerateRequestsPerMinutePerProjectPerModel",
     "input_tokens_per_minute": "GenerateContentInputTokensPerModelPerMinute",
@@ -26,14 +26,14 @@ _TYPE = "type.googleapis.com/google.rpc."
 
 class Gemini(Wire):
     statuses = STATUS | {"unauthorized": 400}
-    tells_retry_after = False  # it says it in the body
+    sends_retry_after = False  # the body says it
 
     def parse(self, path: str, body: Mapping[str, Any]) -> Call:
         name, _, method = path.removeprefix("models/").partition(":")
         if method == "batchEmbedContents":
-            asked = body["requests"]
-            texts = tuple(content_text(r["content"]["parts"]) for r in asked)
-            return Call(name, texts, embed=True, dimensions=asked[0].get("outputDimensionality") or 256)
+            requests = body["requests"]
+            texts = tuple(content_text(r["content"]["parts"]) for r in requests)
+            return Call(name, texts, embed=True, dimensions=requests[0].get("outputDimensionality") or 256)
         if method not in ("generateContent", "streamGenerateContent"):
             raise Problem("not_found", f"Method not found: {method or path}")
         config = body.get("generationConfig") or {}
@@ -90,9 +90,9 @@ class Gemini(Wire):
             details = [{"@type": _TYPE + "ErrorInfo", "reason": "API_KEY_INVALID", "domain": "googleapis.com"}]
         elif problem.kind == "rate_limited":
             details = [{"@type": _TYPE + "RetryInfo", "retryDelay": f"{problem.retry_after_s or 1:g}s"}]
-            limit, most = problem.exceeded or ("", 0)
+            limit, value = problem.exceeded or ("", 0)
             if quota := _QUOTAS.get(limit):
-                violation = {"quotaId": quota, "quotaValue": str(most)}
+                violation = {"quotaId": quota, "quotaValue": str(value)}
                 details.append({"@type": _TYPE + "QuotaFailure", "violations": [violation]})
         elif problem.kind == "context_length":
             message = f"The input token count exceeds the maximum number of tokens allowed: {message}"

@@ -26,10 +26,10 @@ class OpenAI(Wire):
 
     def parse(self, path: str, body: Mapping[str, Any]) -> Call:
         if path == "embeddings":
-            given = body["input"]
+            texts = body["input"]
             return Call(
                 body["model"],
-                (given,) if isinstance(given, str) else tuple(str(text) for text in given),
+                (texts,) if isinstance(texts, str) else tuple(str(text) for text in texts),
                 embed=True,
                 dimensions=body.get("dimensions") or 256,
             )

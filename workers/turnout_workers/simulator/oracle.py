@@ -1,4 +1,4 @@
-"""The simulated providers' own books: what was called, answered and billed, and which faults are on."""
+"""The simulated providers' own books: calls, answers, bills, and the active faults."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from turnout_workers.simulator.scenario import Fault, SimulatedModel, SimulatedP
 from turnout_workers.simulator.wire import Problem
 
 Meter = tuple[str, str]
-"""Whose limits count: those of a key, for one model."""
+"""Limits count for one key and one model."""
 
 
 @dataclass(slots=True)
-class _Timed:
-    """A fault on its way: when it was announced, and since when it is on."""
+class _TimedFault:
+    """An announced fault: when it was announced, and when it became active."""
 
     fault: Fault
     from_s: float
@@ -40,25 +40,25 @@ class _Timed:
 
 @dataclass(slots=True)
 class Bucket:
-    """A limit: a token bucket that starts full, as providers refill theirs: continuously."""
+    """A limit: a token bucket that starts full and is refilled continuously, as providers do."""
 
-    most: int
+    limit: int
     period_s: float
     level: float
     at: float
 
     def refill(self, now: float) -> None:
-        self.level = min(self.most, self.level + (now - self.at) * self.most / self.period_s)
+        self.level = min(self.limit, self.level + (now - self.at) * self.limit / self.period_s)
         self.at = now
 
     def wait_s(self, amount: float) -> float:
-        """Until so much of it is free."""
-        return max(0.0, (min(amount, self.most) - self.level) * self.period_s / self.most)
+        """Time until `amount` is free."""
+        return max(0.0, (min(amount, self.limit) - self.level) * self.period_s / self.limit)
 
 
 @dataclass(slots=True)
 class Job:
-    """One job as the providers saw it, all of them together."""
+    """One job as all providers together saw it."""
 
     calls: int = 0
     answered: int = 0
@@ -74,7 +74,7 @@ class Counts:
     answered: int = 0
     billed_microusd: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
-    """HTTP statuses, and in other words what was no answer."""
+    """By HTTP status, or the name of the fault if there was no answer."""
 
     def replied(self, status: str) -> None:
         self.statuses[status] = self.statuses.get(status, 0) + 1
@@ -88,67 +88,67 @@ class Books:
         self.counts = Counts()
         self.models = {model.name or ours: model for ours, model in provider.models.items()}
         self.rng = Random(f"{seed}/{name}")
-        self._faults = [_Timed(fault, now, 0) for fault in provider.faults]
+        self._faults = [_TimedFault(fault, now, 0) for fault in provider.faults]
         self._buckets: dict[Meter, dict[str, Bucket]] = {}
-        self._flying: Counter[Meter] = Counter()
+        self._in_flight: Counter[Meter] = Counter()
 
     def announce(self, fault: Fault, now: float) -> None:
-        self._faults.append(_Timed(fault, now, self.counts.requests))
+        self._faults.append(_TimedFault(fault, now, self.counts.requests))
 
     def clear(self) -> None:
         self._faults.clear()
 
     def faults(self, now: float) -> Iterator[Fault]:
-        """Those that are on now."""
+        """The active faults."""
         return (timed.fault for timed in self._faults if timed.active(now, self.counts.requests))
 
     def struck(self, now: float, check: bool) -> dict[str, Fault]:
-        """Count a request, unless it is a health check; the faults that hit it, by kind."""
+        """Count a request, unless it is a health check. Returns the faults that hit it, by kind."""
         struck: dict[str, Fault] = {f.kind: f for f in self.faults(now) if f.share >= 1 or self.rng.random() < f.share}
         self.counts.requests += not check
         return struck
 
     @contextmanager
-    def admitted(self, meter: Meter, given: Answer, now: float) -> Iterator[None]:
-        """Hold a place in flight, and charge its limits. Raises Problem when one of them is reached."""
-        most = self._limits(meter).get("concurrency")
-        if most is not None and self._flying[meter] >= most:
-            raise Problem("rate_limited", f"Too many concurrent requests: limit {most}.", retry_after_s=1.0)
-        total = given.input_tokens + given.output_tokens
+    def admitted(self, meter: Meter, answer: Answer, now: float) -> Iterator[None]:
+        """Count a call in flight, and charge its limits. Raises Problem if one is reached."""
+        slots = self._limits(meter).get("concurrency")
+        if slots is not None and self._in_flight[meter] >= slots:
+            raise Problem("rate_limited", f"Too many concurrent requests: limit {slots}.", retry_after_s=1.0)
+        total = answer.input_tokens + answer.output_tokens
         wanted = {
-            "input_tokens_per_minute": given.input_tokens,
-            "output_tokens_per_minute": given.output_tokens,
+            "input_tokens_per_minute": answer.input_tokens,
+            "output_tokens_per_minute": answer.output_tokens,
             "tokens_per_minute": total,
             "tokens_per_day": total,
         }
         buckets = self.limits(meter, now)
         for kind, bucket in buckets.items():
             if (wait_s := bucket.wait_s(wanted.get(kind, 1))) > 0:
-                text = f"Rate limit reached for {kind}: limit {bucket.most}. Please try again in {wait_s:.3f}s."
-                raise Problem("rate_limited", text, retry_after_s=wait_s, exceeded=(kind, bucket.most))
+                text = f"Rate limit reached for {kind}: limit {bucket.limit}. Please try again in {wait_s:.3f}s."
+                raise Problem("rate_limited", text, retry_after_s=wait_s, exceeded=(kind, bucket.limit))
         for kind, bucket in buckets.items():
             bucket.level -= wanted.get(kind, 1)
-        self._flying[meter] += 1
+        self._in_flight[meter] += 1
         try:
             yield
         finally:
-            self._flying[meter] -= 1
+            self._in_flight[meter] -= 1
 
-    def bill(self, model: SimulatedModel, given: Answer) -> None:
-        """Book what this call costs: real providers bill what they generate, whoever still listens."""
-        exact = model.input_usd_per_mtok * given.input_tokens + model.output_usd_per_mtok * given.output_tokens
+    def bill(self, model: SimulatedModel, answer: Answer) -> None:
+        """Book what this call costs: real providers bill what they generate, even if the caller is gone."""
+        exact = model.input_usd_per_mtok * answer.input_tokens + model.output_usd_per_mtok * answer.output_tokens
         self.counts.billed_microusd += math.ceil(round(exact, 6))
 
     def stats(self, now: float) -> dict[str, Any]:
         faults = [fault.kind for fault in self.faults(now)]
-        return {**asdict(self.counts), "in_flight": self._flying.total(), "faults": faults}
+        return {**asdict(self.counts), "in_flight": self._in_flight.total(), "faults": faults}
 
     def limits(self, meter: Meter, now: float) -> dict[str, Bucket]:
-        """By kind, as they stand."""
+        """The current limits, by kind."""
         if (buckets := self._buckets.get(meter)) is None:
             buckets = self._buckets[meter] = {
-                kind: Bucket(most, 86_400.0 if kind.endswith("day") else 60.0, float(most), now)
-                for kind, most in self._limits(meter).items()
+                kind: Bucket(limit, 86_400.0 if kind.endswith("day") else 60.0, float(limit), now)
+                for kind, limit in self._limits(meter).items()
                 if kind != "concurrency"
             }
         for bucket in buckets.values():

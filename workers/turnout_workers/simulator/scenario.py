@@ -1,6 +1,6 @@
-"""What the simulated fleet consists of, and what goes wrong with it when: frozen values, from a file.
+"""What the simulated fleet consists of, and when its faults happen: frozen values from a file.
 
-A simulated provider is a provider's table of `turnout.toml`, with how fast it is and what goes wrong with it added.
+A simulated provider is a provider's table of `turnout.toml`, plus its speed and its faults.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ FaultKind = Literal["down", "slow", "hang", "garbage", "error", "truncate", "bil
 
 
 class Fault(Value):
-    """One thing that goes wrong. It begins when `after_s` and `after_requests` have both passed since the
-    server started (or the fault was sent to the control endpoint), and ends by `for_s` or `for_requests`
-    after that, whichever is first; with neither it stays."""
+    """One fault. It begins when `after_s` and `after_requests` have both passed since the server started (or the fault
+    was sent to the control endpoint), and ends `for_s` or `for_requests` later, whichever is first; without either it
+    stays."""
 
     kind: FaultKind
     """`down` closes the connection without an answer; `slow` multiplies latency by `factor`; `hang` accepts and says
@@ -47,7 +47,7 @@ class Fault(Value):
     for_s: NotNegative | None = None
     for_requests: Annotated[int, Field(ge=0)] | None = None
     share: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Of the calls in that time, how many it hits; which ones is drawn from the scenario's seed."""
+    """The share of calls in that time that it hits, drawn with the scenario's seed."""
     factor: NotNegative = 10.0
     status: Annotated[int, Field(ge=300, le=599)] = 500
     retry_after_s: NotNegative | None = None
@@ -63,7 +63,8 @@ class SimulatedModel(ModelTable):
 
 
 class SimulatedProvider(ProviderTable):
-    """Its limits hold for each key and model by itself, as most vendors count. Without keys, it accepts any or none."""
+    """Its limits apply to each key and model separately, as most vendors count. Without keys, it accepts any or
+    none."""
 
     kind: Literal["openai", "anthropic", "gemini"] = "openai"
     models: Annotated[Mapping[Name, SimulatedModel], BeforeValidator(named_models)]
@@ -76,15 +77,15 @@ class SimulatedProvider(ProviderTable):
 
     def limits(self, model: SimulatedModel) -> dict[str, int]:
         """By name: the model's own, else the provider's."""
-        told = ((name, getattr(model, name) or getattr(self, name)) for name in LimitFields.model_fields)
-        return {name: limit for name, limit in told if limit is not None}
+        limits = ((name, getattr(model, name) or getattr(self, name)) for name in LimitFields.model_fields)
+        return {name: limit for name, limit in limits if limit is not None}
 
     def table(self, base_url: str) -> dict[str, Any]:
         """Its table in the turnout.toml of workers that call it at this address."""
         expected = {"expected_ttft_s": self.ttft_s or None, "expected_s_per_token": self.s_per_token}
         models = {
-            ours: {**expected, **told.model_dump(exclude_none=True), **self.limits(told)}
-            for ours, told in self.models.items()
+            ours: {**expected, **model.model_dump(exclude_none=True), **self.limits(model)}
+            for ours, model in self.models.items()
         }
         own = self.model_dump(exclude={*_BEHAVIOUR, *LimitFields.model_fields})
         return {**own, "base_url": base_url, "api_key": self.api_key or "simulated", "models": models}
@@ -94,12 +95,12 @@ class Scenario(Value):
     providers: Annotated[dict[ProviderName, SimulatedProvider], BeforeValidator(with_presets), Field(min_length=1)]
     seed: int = 1
     output_tokens: Count = 80
-    """Median length of an answer; single answers vary around it."""
+    """Median length of an answer."""
 
     def configuration(self, base_urls: Mapping[str, str]) -> dict[str, Any]:
         """The tables of a turnout.toml for this fleet at the addresses that `turnout simulate` printed."""
         providers = {name: self.providers[name].table(base_url) for name, base_url in base_urls.items()}
-        # Checked more often than real providers, so that a short demonstration shows a recovery, too.
+        # Checked more often than real providers, so that a short demonstration also shows a recovery.
         return {"router": {"health_check_interval": 2.0}, "providers": providers}
 
 

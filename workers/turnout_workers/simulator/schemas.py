@@ -1,4 +1,4 @@
-"""Values that satisfy a JSON schema, as a model that honours one would write them."""
+"""Values that satisfy a JSON schema, like those of a model that follows one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 Schema = Mapping[str, Any]
-_DEEP = 5
+_MAX_DEPTH = 5
 _FORMATS = {
     "date": "2030-01-31",
     "date-time": "2030-01-31T12:00:00Z",
@@ -22,7 +22,7 @@ _STRINGS = ("simulated value", "made-up text", "a simulated answer", "nothing re
 
 
 def example(schema: Schema, number: int) -> Any:
-    """One of many values, picked by `number`. Patterns, `allOf` and conditionals are not heeded."""
+    """One of many values, picked by `number`. Ignores patterns, `allOf` and conditionals."""
     return _value(schema, number, schema, 0)
 
 
@@ -37,17 +37,17 @@ def _value(schema: Schema, number: int, root: Schema, depth: int) -> Any:
     if options := schema.get("enum"):
         return options[number % len(options)]
     if branches := schema.get("anyOf") or schema.get("oneOf"):
-        flat = [branch for branch in branches if "$ref" not in branch] if depth > _DEEP else []
+        flat = [branch for branch in branches if "$ref" not in branch] if depth > _MAX_DEPTH else []
         branches = flat or branches
         return _value(branches[number % len(branches)], number, root, depth)
     kind = schema.get("type", "object" if "properties" in schema else "string")
     kind = (kind[0] if isinstance(kind, list) else kind).lower()  # Gemini writes types in capitals
     if kind == "object":
         required = schema.get("required", ())
-        wanted = {n: s for n, s in schema.get("properties", {}).items() if depth <= _DEEP or n in required}
+        wanted = {n: s for n, s in schema.get("properties", {}).items() if depth <= _MAX_DEPTH or n in required}
         return {n: _value(sub, number + i, root, depth + 1) for i, (n, sub) in enumerate(wanted.items())}
     if kind == "array":
-        usual = 0 if depth > _DEEP else min(2, schema.get("maxItems", 2))
+        usual = 0 if depth > _MAX_DEPTH else min(2, schema.get("maxItems", 2))
         first, items = schema.get("prefixItems", []), schema.get("items", {"type": "string"})
         each = [*first, *[items] * (schema.get("minItems", max(usual, len(first))) - len(first))]
         return [_value(item, number + i, root, depth + 1) for i, item in enumerate(each)]

@@ -1,11 +1,11 @@
-"""The HTTP server: every simulated provider at its own base path, and a control endpoint beside them.
+"""The HTTP server: every simulated provider at its own base path, and a control endpoint.
 
     *      /NAME/v1/…         the provider itself
-    POST   /control/NAME      a fault as JSON, at once or after its `after_…`
+    POST   /control/NAME      a fault as JSON; it begins at once or after its `after_…`
     DELETE /control/NAME      end all faults of that provider
     GET    /control/stats     the oracle's counts; with ?jobs=1 also by job
 
-A job is recognised by the header `x-turnout-job`.
+A job is identified by the header `x-turnout-job`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Simulator:
     async def __aenter__(self) -> Simulator:
         now, seed = time.monotonic(), self.scenario.seed
         self._books = {name: Books(name, p, now, seed) for name, p in self.scenario.providers.items()}
-        # Cancellation frees a place in flight when the caller hangs up; what was generated stays billed.
+        # Cancellation frees a slot when the caller hangs up; what was generated stays billed.
         server = web.Server(self._handle, handler_cancellation=True, access_log=None)
         self._runner = web.ServerRunner(server, shutdown_timeout=0.2)
         await self._runner.setup()
@@ -55,7 +55,7 @@ class Simulator:
         return str(URL.build(scheme="http", host=self.host, port=self.port))
 
     def base_url(self, provider: str) -> str:
-        """The base URL for clients of that provider; in OpenAI's format it includes the version."""
+        """The base URL for clients of that provider. In OpenAI's format it includes the version."""
         version = "/v1" if self.scenario.providers[provider].kind == "openai" else ""
         return f"{self.url}/{provider}{version}"
 
@@ -68,7 +68,7 @@ class Simulator:
         self._books[provider].clear()
 
     def stats(self, jobs: bool = False) -> dict[str, Any]:
-        """What the providers did, by their own books."""
+        """What the providers did, according to their own books."""
         now = time.monotonic()
         return {
             "providers": {name: books.stats(now) for name, books in self._books.items()},

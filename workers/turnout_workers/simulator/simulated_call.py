@@ -1,4 +1,4 @@
-"""One request to one simulated provider: which faults strike it, what it costs, what is answered and how fast."""
+"""One request to one simulated provider: its faults, its cost, its answer and how fast it comes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from turnout.request import Capability
-from turnout_workers.simulator.answers import Answer, Call, answer
+from turnout_workers.simulator.answers import Answer, Call, make_answer
 from turnout_workers.simulator.anthropic import Anthropic
 from turnout_workers.simulator.gemini import Gemini
 from turnout_workers.simulator.openai import OpenAI
@@ -22,7 +22,7 @@ from turnout_workers.simulator.wire import Problem, Wire, encode
 
 WIRES: Mapping[str, Wire] = {"openai": OpenAI(), "anthropic": Anthropic(), "gemini": Gemini()}
 _KINDS = {429: "rate_limited", 503: "overloaded", 529: "overloaded"}
-"""Of errors, by status."""
+"""Kinds of errors by status."""
 _GARBAGE = b"<html><body><h1>It works!</h1></body></html>"
 _UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
 
@@ -34,8 +34,8 @@ class SimulatedCall:
         self.scenario, self.books, self.job, self.request, self.id = scenario, books, job, request, request_id
         job.calls += 1
         self.wire, self.preset = WIRES[books.provider.kind], books.provider.preset
-        named = request.headers.get(self.preset.auth_header) or request.headers.get("authorization")
-        self.key = (named or "").removeprefix("Bearer ").strip()
+        credentials = request.headers.get(self.preset.auth_header) or request.headers.get("authorization")
+        self.key = (credentials or "").removeprefix("Bearer ").strip()
         self.meter: Meter | None = None
         """None until the model is known."""
         self.now = time.monotonic()
@@ -51,7 +51,7 @@ class SimulatedCall:
             if (keys := self.books.provider.api_key) and self.key not in keys:
                 raise Problem("unauthorized", "Incorrect API key provided.")
             if path == "models" and self.request.method == "GET":
-                self._fail_if_told("error")
+                self._fail_on("error")
                 return self._reply(200, self.wire.models(self.books.models))
             return await self._call(path)
         except Problem as problem:
@@ -60,30 +60,30 @@ class SimulatedCall:
 
     async def _call(self, path: str) -> web.StreamResponse:
         books, provider = self.books, self.books.provider
-        call, given = await self._read(path)
+        call, answer = await self._read(path)
         model = books.models.get(call.model)
         if model is None or call.embed != (Capability.EMBEDDINGS in model.capabilities):
             raise Problem("not_found", f"The model {call.model!r} does not exist or you do not have access to it.")
         self.meter = self.key, call.model
-        if given.input_tokens > model.context_tokens:
-            most = f"{model.context_tokens} maximum context length"
-            raise Problem("context_length", f"{given.input_tokens} tokens > {most}")
-        self._fail_if_told("error")
-        with books.admitted(self.meter, given, self.now):
-            books.bill(model, given)
+        if answer.input_tokens > model.context_tokens:
+            limit = f"{model.context_tokens} maximum context length"
+            raise Problem("context_length", f"{answer.input_tokens} tokens > {limit}")
+        self._fail_on("error")
+        with books.admitted(self.meter, answer, self.now):
+            books.bill(model, answer)
             self.job.billed += 1
             pace = self.struck["slow"].factor if "slow" in self.struck else 1.0
             if provider.jitter:
                 pace *= math.exp(books.rng.gauss(0, provider.jitter))
             streamed = call.stream and not self.struck.keys() & {"bill", "garbage"}
-            delay = provider.ttft_s + (0 if streamed else given.output_tokens * provider.s_per_token)
+            delay = provider.ttft_s + (0 if streamed else answer.output_tokens * provider.s_per_token)
             if delay:
                 await asyncio.sleep(delay * pace)
             if streamed:
-                events = list(self.wire.stream(call, given))
+                events = list(self.wire.stream(call, answer))
                 response = await self._stream(events, provider.s_per_token * pace)
             else:
-                response = await self._whole(self.wire.body(call, given))
+                response = await self._whole(self.wire.body(call, answer))
         if not self.struck.keys() & {"truncate", "garbage"}:
             self.job.answered += 1
             books.counts.answered += 1
@@ -92,17 +92,17 @@ class SimulatedCall:
     async def _read(self, path: str) -> tuple[Call, Answer]:
         try:
             call = self.wire.parse(path, json.loads(await self.request.content.read()))
-            return call, answer(call, self.books.name, self.scenario.seed, self.scenario.output_tokens)
+            return call, make_answer(call, self.books.name, self.scenario.seed, self.scenario.output_tokens)
         except _UNREADABLE as error:
             raise Problem("invalid", f"Could not read the request: {type(error).__name__}") from None
 
-    def _fail_if_told(self, kind: FaultKind) -> None:
+    def _fail_on(self, kind: FaultKind) -> None:
         if fault := self.struck.get(kind):
             problem = _KINDS.get(fault.status, "server_error")
             raise Problem(problem, "The server had an error (simulated).", fault.status, fault.retry_after_s)
 
     async def _whole(self, body: Mapping[str, Any]) -> web.StreamResponse:
-        self._fail_if_told("bill")
+        self._fail_on("bill")
         if "garbage" in self.struck:
             self.books.counts.replied("garbage")
             return web.Response(body=_GARBAGE, content_type="text/html", headers=self._headers())
@@ -128,27 +128,27 @@ class SimulatedCall:
         return response
 
     def _headers(self) -> dict[str, str]:
-        """Limits are reported in the headers of the provider's dialect, which its callers read."""
+        """Headers with the limits, in the provider's dialect."""
         headers = {"x-turnout-simulated": "1"}
         if name := self.wire.request_id_header:
             headers[name] = f"req_{self.id}"
         limits = {} if self.meter is None else self.books.limits(self.meter, self.now)
         for name, kind in self.preset.limit_headers.items():
-            if limit := limits.get(kind):
-                reset = f"{limit.wait_s(limit.most):.3f}s"
-                values = {"limit": limit.most, "remaining": int(limit.level), "reset": reset}
+            if bucket := limits.get(kind):
+                reset = f"{bucket.wait_s(bucket.limit):.3f}s"
+                values = {"limit": bucket.limit, "remaining": int(bucket.level), "reset": reset}
                 headers |= {name.format(word): str(value) for word, value in values.items()}
         return headers
 
     def _reply(self, status: int, body: Mapping[str, Any], retry_after_s: float | None = None) -> web.Response:
         self.books.counts.replied(str(status))
         headers = self._headers()
-        if retry_after_s is not None and self.wire.tells_retry_after:
+        if retry_after_s is not None and self.wire.sends_retry_after:
             headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
         return web.Response(status=status, body=encode(body), content_type="application/json", headers=headers)
 
     def _hang_up(self, why: str, response: web.StreamResponse | None = None) -> web.StreamResponse:
-        """Close the connection: what was written arrives, nothing else does."""
+        """Close the connection: only what was written before arrives."""
         self.books.counts.replied(why)
         if self.request.transport is not None:
             self.request.transport.close()

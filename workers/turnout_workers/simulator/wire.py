@@ -1,4 +1,4 @@
-"""What the three wire formats have in common: a problem, and the port to implement."""
+"""What the three wire formats have in common: a refusal, and the protocol to implement."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STATUS = {
     "context_length": 400,
     "rate_limited": 429,
 }
-"""Of what a provider refuses by itself; a fault names its own."""
+"""Statuses of refusals; a fault names its own."""
 
 
 @dataclass(eq=False)
@@ -26,10 +26,10 @@ class Problem(Exception):
     kind: str
     message: str
     status: int | None = None
-    """None: the kind's."""
+    """None: that of the kind."""
     retry_after_s: float | None = None
     exceeded: tuple[str, int] | None = None
-    """The name of a limit, and what it allows."""
+    """Name and value of the limit."""
 
 
 class Wire(Protocol):
@@ -38,7 +38,7 @@ class Wire(Protocol):
     statuses: Mapping[str, int] = STATUS
     request_id_header: str = ""
     """Empty: there is none."""
-    tells_retry_after: bool = True
+    sends_retry_after: bool = True
     """Whether the header `retry-after` is sent."""
 
     def parse(self, path: str, body: Mapping[str, Any]) -> Call:
