@@ -333,6 +333,15 @@ def test_an_open_model_that_sees_is_known_by_its_name(name: str, sees: bool) -> 
     assert Capability.STREAMING in endpoint.capabilities or "Embedding" in name
 
 
+@pytest.mark.parametrize(
+    ("provider", "counts"), [("openai", (True, True)), ("groq", (False, True)), ("anthropic", (False, False))]
+)
+def test_an_endpoint_knows_what_its_providers_limits_count(provider: str, counts: tuple[bool, bool]) -> None:
+    (account,) = accounts(settings(f"[providers.{provider}]\napi_key = 'a-long-enough-key'\nmodels = ['m']"))
+    (one,) = account.endpoints
+    assert (one.limits_count_cached, one.limits_count_max_output) == counts
+
+
 def test_the_example_names_every_preset() -> None:
     told = (ROOT / "turnout.example.toml").read_text("utf-8").replace("\n# ", " ")
     assert f"Presets: {', '.join(DIALECTS)}." in told

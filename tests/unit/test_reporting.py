@@ -18,11 +18,11 @@ from turnout_workers.routing import failover
 from turnout_workers.routing.decision import rank
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Fleet, Limits, Price
-from turnout_workers.routing.latency import MIN_SIGMA, predict
+from turnout_workers.routing.latency import CACHED_STEP, MIN_SIGMA, predict
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.state.memory_store import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
-from turnout_workers.state.store import Ask, Bid, Counters, NoRoom, Report
+from turnout_workers.state.store import Ask, Bid, Counters, Granted, NoRoom, Report
 
 
 class Away(MemoryFleetStore):
@@ -155,3 +155,19 @@ async def test_what_a_failed_call_may_have_taken_stays_charged_to_limits_whateve
     await reporter.report(Finished("1", best, 0.0, 1.0, None, failure), failover.judge(failure, random.Random(0)))
     second = await store.admit(Ask("2", (replace(Bid.of(best), input_tokens=13 - counted + 1),), 60.0))
     assert isinstance(second, NoRoom) == (counted > 0)
+
+
+@pytest.mark.parametrize(("counts_cached", "room"), [(True, 0), (False, 10)])
+async def test_limits_that_do_not_count_cached_tokens_are_not_charged_for_them(counts_cached: bool, room: int) -> None:
+    at = endpoint(limits=Limits(input_tokens_per_minute=101), limits_count_cached=counts_cached)
+    seen = SnapshotPoller(store := MemoryFleetStore(lambda: 0.0), Fleet([at]), monotonic=lambda: 0.0)
+    best = rank(replace(JobProfile.of(request()), input_tokens=100), seen.snapshot, 0.0, random.Random(0)).best
+    assert best is not None
+    await store.admit(Ask("1", (Bid.of(best),), 60.0))
+    usage = Usage(input_tokens=100, output_tokens=1, cache_read_tokens=90)
+    response = InferenceResponse(usage=usage, provider="groq", model_requested="m", model_served="m", latency_s=1.0)
+    reporter = Reporter(store, seen, 2.0, random.Random(0))
+    await reporter.report(Finished("1", best, 0.0, 1.0, response), failover.judge(None, random.Random(0)))
+    asks = [Ask(f"other {n}", (replace(Bid.of(best), input_tokens=9),), 60.0) for n in range(10)]
+    assert sum([isinstance(await store.admit(ask), Granted) for ask in asks]) == room
+    assert (await store.state())[1][at.id].metrics.cached_share == pytest.approx(0.9 * CACHED_STEP)

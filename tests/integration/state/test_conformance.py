@@ -13,7 +13,7 @@ from tests.integration.state.stores import START, AnyFleet, MemoryFleet, RedisFl
 
 from turnout_workers.routing.fleet import Endpoint, Limits
 from turnout_workers.routing.health import CONSECUTIVE_FAILURES, RAMP_S
-from turnout_workers.routing.latency import observed_quantile
+from turnout_workers.routing.latency import CACHED_STEP, observed_quantile
 from turnout_workers.state.store import (
     ASK_AGAIN_S,
     KEEP_FOR_S,
@@ -750,7 +750,7 @@ async def test_a_call_is_in_flight_from_its_admission_to_its_end(fleet: AnyFleet
 
 
 async def test_a_call_that_failed_says_nothing_of_latency_or_caches(fleet: AnyFleet) -> None:
-    used = {"input_tokens": 10, "cached_tokens": 10, "output_tokens": 3}
+    used = {"input_tokens": 10, "cached_share": 1.0, "output_tokens": 3}
     await end(fleet, await granted(fleet, bid()), ok=False, latency_s=9.0, **used)
     metrics = (await fleet.store.state())[1][A].metrics
     assert (metrics.latency_samples, metrics.cached_share, metrics.failures) == (0, 0.0, 1)
@@ -890,7 +890,7 @@ async def test_state_shows_load_latency_and_spend(fleet: AnyFleet) -> None:
         grants[0],
         output_tokens=10,
         input_tokens=7,
-        cached_tokens=7,
+        cached_share=0.7,
         cost_microusd=5,
         latency_s=2.1,
         ttft_s=0.1,
@@ -902,7 +902,7 @@ async def test_state_shows_load_latency_and_spend(fleet: AnyFleet) -> None:
     assert (load.in_flight, load.oldest_started_at, load.free) == (2, START, 0.5)
     assert (metrics.ttft_s, metrics.s_per_token, metrics.latency_samples) == (0.1, 0.2, 1)
     assert metrics.spent_microusd == 5
-    assert metrics.cached_share == pytest.approx(0.05)
+    assert metrics.cached_share == pytest.approx(0.7 * CACHED_STEP)
     assert metrics.sigma < 0.5
 
 

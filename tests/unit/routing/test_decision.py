@@ -97,6 +97,26 @@ def test_the_expected_cost_is_that_of_this_job_its_cached_tokens_and_its_failure
     assert chosen(decide(job(strategy="cost"), flaky, view(endpoint("solid"), metrics=observed())))[0] == "solid"
 
 
+@pytest.mark.parametrize(
+    ("counting", "charged"),
+    [
+        ({}, (1108, 100)),
+        ({"limits_count_cached": False}, (111, 100)),
+        ({"limits_count_max_output": False}, (1108, 50)),
+    ],
+)
+def test_limits_are_charged_what_the_provider_counts(counting: dict[str, bool], charged: tuple[int, int]) -> None:
+    wanted = replace(job(max_output_tokens=100), input_tokens=1108)
+    at = view(endpoint(**counting), metrics=observed(cached_share=0.9))
+    best = decide(wanted, at).best
+    assert best is not None
+    assert (best.input_tokens, best.output_tokens) == charged
+    assert best.upper_cost_microusd == 1108 + 2 * 100, "whatever limits count"
+    for fits, waits in [(sum(charged), False), (sum(charged) - 1, True)]:
+        full = at._replace(load=Load(ready_at=NOW + 9, fits=fits))
+        assert (decide(wanted, full).action is Action.WAIT) == waits
+
+
 def test_free_endpoints_come_before_paid_ones() -> None:
     free = [endpoint(name, price=Price(0, 0)) for name in ("local", "lab")]
     assert set(chosen(decide(job(strategy="cost"), endpoint("paid"), *free))[:2]) == {"local", "lab"}

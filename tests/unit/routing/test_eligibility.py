@@ -50,6 +50,9 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], str | None]] = [
     ({"prompt": "x" * 4000, "max_output_tokens": 100}, {"context_tokens": 1108}, None),
     ({"prompt": "x" * 4000, "max_output_tokens": 100}, {"limits": Limits(tokens_per_minute=1107)}, "limit"),
     ({"prompt": "x" * 4000, "max_output_tokens": 100}, {"limits": Limits(tokens_per_minute=1108)}, None),
+    ({"prompt": "x" * 4000}, {"limits": Limits(input_tokens_per_minute=1007)}, "limit"),
+    # Most of it may be in the cache.
+    ({"prompt": "x" * 4000}, {"limits": Limits(input_tokens_per_minute=1007), "limits_count_cached": False}, None),
     ({"prompt": "x" * 4000, "max_output_tokens": None}, {"shared_limits": Limits(tokens_per_day=1000)}, "limit"),
     ({"prompt": "x" * 4000, "max_output_tokens": None}, {"shared_limits": Limits(tokens_per_day=1100)}, None),
     ({"max_input_usd_per_mtok": 1.0}, {}, None),

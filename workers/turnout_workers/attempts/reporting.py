@@ -152,14 +152,15 @@ class Reporter:
         chosen, failure, response = call.chosen, call.failure, call.response
         counted = failure is not None and failure.billed is not Billed.NO  # by the provider, whatever it costs
         usage = response.usage if response else Usage(input_tokens=chosen.input_tokens if counted else 0)
+        cached = usage.cache_read_tokens
         return Report(
             lease_id=call.lease_id,
             endpoint_id=chosen.endpoint.id,
             ok=failure is None,
             counts=counts,
-            input_tokens=usage.input_tokens,
+            input_tokens=usage.input_tokens - (0 if chosen.endpoint.limits_count_cached else cached),
             output_tokens=usage.output_tokens,
-            cached_tokens=usage.cache_read_tokens,
+            cached_share=cached / usage.input_tokens if usage.input_tokens else None,
             cost_microusd=call.cost_microusd,
             unsure_microusd=call.unsure_microusd,
             latency_s=response.latency_s if response else None,

@@ -52,6 +52,9 @@ class Dialect:
     health_path: str = "/models"
     """After the base URL. Costs nothing, and needs a good key."""
     limit_headers: Mapping[str, str] = field(default_factory=lambda: STANDARD_LIMITS)
+    limits_count_cached: bool = True
+    limits_count_max_output: bool = True
+    """See `Endpoint`."""
     price_id: str | None = None
     """The provider's id in the price list; None: its prices are the operator's to give."""
     tier_factors: Mapping[str, float] = field(default_factory=dict)
@@ -94,6 +97,7 @@ DIALECTS: dict[str, Dialect] = dict(
             "https://api.groq.com/openai/v1",
             **_LIKE_OPENAI,
             limit_headers={"x-ratelimit-{}-requests": "requests_per_day", "x-ratelimit-{}-tokens": "tokens_per_minute"},
+            limits_count_cached=False,
             tier_factors={"flex": 1.0},
         ),
         _hosted("together", "https://api.together.xyz/v1"),
@@ -160,6 +164,8 @@ DIALECTS: dict[str, Dialect] = dict(
                 "anthropic-ratelimit-input-tokens-{}": "input_tokens_per_minute",
                 "anthropic-ratelimit-output-tokens-{}": "output_tokens_per_minute",
             },
+            limits_count_cached=False,
+            limits_count_max_output=False,
         ),
         _hosted(
             "gemini",

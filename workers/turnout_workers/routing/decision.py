@@ -17,6 +17,7 @@ from turnout_workers.routing.eligibility import (
     Exclusion,
     NoEligibleEndpoint,
     Reason,
+    charged_tokens,
     match,
     upper_cost_microusd,
     upper_output_tokens,
@@ -60,8 +61,7 @@ class Candidate(NamedTuple):
     upper_cost_microusd: int | None
     input_tokens: int
     output_tokens: int
-    """What rate limits are charged until the answer is there: the job's own limit, or else the usual length, because a
-    model's longest answer is more than many limits allow in a minute."""
+    """What rate limits are charged until the answer is there, see `charged_tokens`."""
     latency_s: float
     """Predicted median."""
     sigma: float
@@ -222,8 +222,7 @@ class Decision(NamedTuple):
             endpoint,
             None if cost == math.inf else math.ceil(cost),
             upper_cost_microusd(job, endpoint),
-            job.input_at(endpoint.image_rule).upper,
-            answer if job.output_tokens is not None else min(answer, job.expected_output_tokens),
+            *charged_tokens(job, estimate.view),
             latency_s,
             sigma,
             estimate.odds.error_rate,

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from turnout.errors import TurnoutError
 from turnout.request import Capability, InferenceRequest
-from turnout_workers.routing.fleet import Endpoint, Fleet
+from turnout_workers.routing.fleet import Endpoint, EndpointView, Fleet
 from turnout_workers.routing.profile import MAX_OUTPUT_TOKENS, JobProfile, Requirements
 
 Why = TypeVar("Why")
@@ -251,7 +251,9 @@ def unfit(job: JobProfile, endpoint: Endpoint) -> tuple[Reason, str] | None:
 
 
 def _limit(endpoint: Endpoint, name: str) -> float:
-    """The stricter of the endpoint's own limit and its account's."""
+    """The stricter of the endpoint's own limit and its account's; none where a cache may hold most of the prompt."""
+    if name == "input_tokens_per_minute" and not endpoint.limits_count_cached:
+        return math.inf
     limits = (getattr(endpoint.limits, name), getattr(endpoint.shared_limits, name))
     return min((limit for limit in limits if limit is not None), default=math.inf)
 
@@ -268,6 +270,21 @@ def within_reserve(request: InferenceRequest, endpoint: Endpoint) -> InferenceRe
     if bounded or not (endpoint.price and endpoint.price.output):
         return request
     return request.model_copy(update={"max_output_tokens": MAX_OUTPUT_TOKENS})
+
+
+def charged_tokens(job: JobProfile, view: EndpointView) -> tuple[int, int]:
+    """Tokens of input and of the answer that rate limits are charged until the answer shows how many it took.
+
+    That is the job's own limit where the provider reserves it, else the usual length: the longest answer of a model is
+    more than many limits allow in a minute.
+    """
+    endpoint = view.endpoint
+    given, answer = job.input_at(endpoint.image_rule).upper, upper_output_tokens(job, endpoint)
+    if not endpoint.limits_count_cached:
+        given = max(1, math.ceil(given * (1 - view.metrics.cached_share)))
+    if job.output_tokens is None or not endpoint.limits_count_max_output:
+        answer = min(answer, job.expected_output_tokens)
+    return given, answer
 
 
 def _longest_answer(endpoint: Endpoint) -> int:

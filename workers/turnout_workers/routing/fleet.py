@@ -111,6 +111,10 @@ class Endpoint:
     """Media types of images that it takes; empty: not known, so that any is sent."""
     image_rule: ImageRule = UNKNOWN
     """How many tokens it counts for an image."""
+    limits_count_cached: bool = True
+    """Whether its rate limits count input tokens that it had in its cache."""
+    limits_count_max_output: bool = True
+    """Whether its rate limits count the longest answer allowed, from the start, rather than the tokens as they come."""
     quality: Quality | None = None
     regions: frozenset[str] = frozenset()
     no_training: bool = False

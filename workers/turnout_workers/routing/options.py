@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from turnout.request import Lane
-from turnout_workers.routing.eligibility import Exclusion, Match, Reason, unfit
+from turnout_workers.routing.eligibility import Exclusion, Match, Reason, charged_tokens, unfit
 from turnout_workers.routing.estimate import Estimate, all_slots_taken, is_unproven
 from turnout_workers.routing.fleet import Circuit
 from turnout_workers.routing.health import circuit
@@ -98,7 +98,7 @@ class Options:
         job, now, estimate = self.job, self.now, option.estimate
         view, health = estimate.view, estimate.view.health
         ready_at = health.cooldown_until
-        if job.charged_at(view.endpoint.image_rule) > view.load.fits:
+        if sum(charged_tokens(job, view)) > view.load.fits:
             ready_at = max(ready_at, view.load.ready_at)
         if health.cooldown_until > now:  # waiting jobs return one by one: the first may be asked to wait again
             chance = (self.seed / 2**32 + estimate.position * GOLDEN) % 1

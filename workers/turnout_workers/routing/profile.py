@@ -83,11 +83,6 @@ class JobProfile:
         images = image_tokens(rule, self.images)
         return Tokens(self.expected_input_tokens + images.expected, self.input_tokens + images.upper)
 
-    def charged_at(self, rule: ImageRule) -> int:
-        """What a call is charged against rate limits until its usage is known."""
-        output = self.expected_output_tokens if self.output_tokens is None else self.output_tokens
-        return self.input_at(rule).upper + output
-
     @property
     def cost_left_microusd(self) -> float:
         """What may still be spent under the job's ceiling; infinite without one."""

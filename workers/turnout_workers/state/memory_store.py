@@ -171,9 +171,8 @@ class MemoryFleetStore:
             _count_run(endpoint, lease.charges[0][1].total.requests, ok)
         if ok and report.latency_s is not None:
             _count_latency(endpoint, report, report.latency_s, now)
-        if ok and report.input_tokens:
-            cached = min(1.0, report.cached_tokens / report.input_tokens)
-            endpoint.cached += latency.CACHED_STEP * (cached - endpoint.cached)
+        if ok and report.cached_share is not None:
+            endpoint.cached += latency.CACHED_STEP * (report.cached_share - endpoint.cached)
         endpoint.calls += 1
         endpoint.failures += not ok
         endpoint.spent += report.cost_microusd

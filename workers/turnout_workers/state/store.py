@@ -154,9 +154,10 @@ class Report:
     counts: bool = True
     """Whether it says anything about the endpoint's health. A 429 or a fault of the job doesn't."""
     input_tokens: int = 0
+    """Those that count against the endpoint's limits."""
     output_tokens: int = 0
-    cached_tokens: int = 0
-    """Input tokens that the provider had in its cache."""
+    cached_share: float | None = None
+    """Share of all input tokens that the provider had in its cache; None: there was no input, or nothing is known."""
     cost_microusd: int = 0
     """What is known to have been billed."""
     unsure_microusd: int = 0

@@ -132,9 +132,8 @@ if report.ok and report.latency_s then
   redis.call('HINCRBY', KEYS.latencies, report.endpoint_id .. ' ' .. ARGV[2], 1)
 end
 
-if report.ok and report.input_tokens > 0 then
-  local cached = math.min(1, report.cached_tokens / report.input_tokens)
-  record[CACHED] = record[CACHED] + CACHED_STEP * (cached - record[CACHED])
+if report.ok and report.cached_share then
+  record[CACHED] = record[CACHED] + CACHED_STEP * (report.cached_share - record[CACHED])
 end
 record[CALLS], record[FAILURES] = record[CALLS] + 1, record[FAILURES] + (report.ok and 0 or 1)
 record[SPENT] = record[SPENT] + report.cost_microusd
