@@ -482,7 +482,7 @@ def test_who_is_given_dimensions_and_heeds_none_has_its_answer_taken_unless_the_
     assert draft.values("dimensions")
     failure = failure_of(Answer(embeddings=((1.0, 2.0),)), draft)
     assert (failure and failure.kind) == (K.UNSUPPORTED if wish == "fail" else None)
-    assert draft.warnings == ([] if wish == "fail" else ["p gives 2 dimensions, not 3"])
+    assert draft.warnings == ([] if wish == "fail" else ["p returned 2 dimensions, not 3"])
 
 
 def test_who_takes_no_dimensions_answers_in_its_own() -> None:

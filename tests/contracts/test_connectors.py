@@ -153,7 +153,7 @@ async def test_more_texts_than_gemini_embeds_at_once_are_left_to_others_before_a
 async def test_what_a_provider_does_not_take_is_dropped_or_refused(http: Http, simulator: Simulator) -> None:
     connector = build(config("anthropic", simulator.base_url("anthropic")), http)
     answer = await connector.complete(InferenceRequest(prompt="A?", seed=3))
-    assert answer.warnings == ("anthropic does not take seed; it was left out",)
+    assert answer.warnings == ("anthropic does not support seed; it was dropped",)
     with pytest.raises(ProviderError) as error:
         await connector.complete(InferenceRequest(prompt="A?", seed=3, on_unsupported="fail"))
     assert error.value.failure.kind is K.UNSUPPORTED
@@ -182,7 +182,7 @@ async def test_an_image_where_a_format_has_texts_alone_is_dropped_or_refused(
         once = {"role": role, "content": shown, "tool_call_id": "c1"}
         asked = {"messages": [once, once, {"role": "user", "content": "What is it?"}]}
         _, body, warnings = await sent(there, asked, http)
-        assert warnings == (f"{kind} does not take an image in a message of role {role}; it was left out",)
+        assert warnings == (f"{kind} does not support an image in a message of role {role}; it was dropped",)
         assert ("iVBOR" in json.dumps(body), "Look" in json.dumps(body)) == (False, True)
         with pytest.raises(ProviderError) as error:
             await sent(there, {**asked, "on_unsupported": "fail"}, http)
@@ -323,7 +323,7 @@ async def sent(config: ProviderConfig, asked: dict[str, Any], http: Http) -> tup
 
 async def test_a_request_becomes_each_formats_own(http: Http) -> None:
     path, body, warnings = await sent(config("anthropic", ""), TURNS, http)
-    assert (path, body, warnings) == ("/v1/messages", CLAUDE, ("anthropic does not take seed; it was left out",))
+    assert (path, body, warnings) == ("/v1/messages", CLAUDE, ("anthropic does not support seed; it was dropped",))
     path, body, warnings = await sent(config("gemini", ""), TURNS, http)
     assert (path, body, warnings) == ("/v1beta/models/m:generateContent", GEMINI, ())
     path, body, warnings = await sent(config("openai", ""), TURNS, http)
@@ -578,7 +578,7 @@ async def test_claude_is_given_no_blank_stop_which_it_would_refuse(
     """400: "stop_sequences: each stop sequence must contain non-whitespace"."""
     _, body, warnings = await sent(config("anthropic", ""), {"prompt": "?", "stop": stop}, http)
     assert {name: body[name] for name in ("stop_sequences",) if name in body} == left
-    assert warnings == ("anthropic does not take a blank stop; it was left out",)
+    assert warnings == ("anthropic does not support a blank stop; it was dropped",)
     with pytest.raises(ProviderError) as error:
         await sent(config("anthropic", ""), {"prompt": "?", "stop": stop, "on_unsupported": "fail"}, http)
     assert error.value.failure.kind is K.UNSUPPORTED
@@ -682,7 +682,7 @@ async def test_anthropic_is_given_a_temperature_or_top_p(http: Http) -> None:
     _, both, warnings = await sent(config("anthropic", ""), {"prompt": "?", "temperature": 0.5, "top_p": 0.9}, http)
     _, alone, _ = await sent(config("anthropic", ""), {"prompt": "?", "top_p": 0.9}, http)
     assert ("temperature" in both, "top_p" in both, alone["top_p"]) == (True, False, 0.9)
-    assert warnings == ("anthropic does not take top_p beside temperature; it was left out",)
+    assert warnings == ("anthropic does not support top_p beside temperature; it was dropped",)
 
 
 async def test_anthropic_is_given_no_temperature_above_one(http: Http) -> None:
@@ -704,7 +704,7 @@ async def test_extras_are_one_providers_and_can_not_change_what_a_call_may_cost(
     assert (body["generationConfig"], body["cachedContent"]) == ({"maxOutputTokens": 9, "topK": 4}, "c")
     assert "generation_config" not in body
     refused = ("maxOutputTokens", "generation_config")
-    assert warnings == tuple(f"extras can't set {name}; it was left out" for name in refused)
+    assert warnings == tuple(f"extras can't set {name}; it was dropped" for name in refused)
     unlimited = {
         "prompt": "?",
         "extras": {"gemini": {"generationConfig": {"candidate_count": 8, "maxOutputTokens": 9}}},
@@ -734,8 +734,8 @@ async def test_who_does_not_take_openais_own_fields_says_so(kind: str, dialect: 
     asked = {"prompt": "?", "extras": {"*": OPENAIS, "other": {"logit_bias": {"1": 2}}}}
     _, body, warnings = await sent(other, asked, http)
     assert (body["logit_bias"], "parallel_tool_calls" in body) == ({"1": 2}, False)
-    assert warnings == ("other does not take parallel_tool_calls; it was left out",)
-    with pytest.raises(ProviderError, match="other does not take parallel_tool_calls"):
+    assert warnings == ("other does not support parallel_tool_calls; it was dropped",)
+    with pytest.raises(ProviderError, match="other does not support parallel_tool_calls"):
         await sent(other, {**asked, "on_unsupported": "fail"}, http)
 
 
@@ -751,7 +751,7 @@ async def test_a_field_of_openais_that_one_of_its_models_refuses_is_left_out(ref
     request = InferenceRequest.model_validate({"prompt": "?", "extras": {"*": {"prompt_cache_key": "k", "user": "u"}}})
     async with recorder(no, answer("openai")) as (url, seen):
         outcome = await build(config("openai", url), http).call(endpoint("openai"), request)
-    assert outcome.response.warnings == ("openai does not take prompt_cache_key; it was left out",)
+    assert outcome.response.warnings == ("openai does not support prompt_cache_key; it was dropped",)
     assert [("prompt_cache_key" in body, "user" in body) for _, body in seen] == [(True, True), (False, True)]
 
 
@@ -805,8 +805,8 @@ async def test_a_parameter_that_a_model_refuses_is_left_out_from_then_on(
         connector = build(config(kind, url), http)
         for _ in range(2):
             outcome = await connector.call(endpoint(kind), request)
-            assert outcome.response.warnings == (f"{kind} does not take temperature; it was left out",)
-        with pytest.raises(ProviderError, match="does not take temperature"):
+            assert outcome.response.warnings == (f"{kind} does not support temperature; it was dropped",)
+        with pytest.raises(ProviderError, match="does not support temperature"):
             await connector.call(endpoint(kind), request.model_copy(update={"on_unsupported": "fail"}))
     assert ["temperature" in body for _, body in seen] == [True, False, False]
     assert all(body["top_p"] == 0.5 for _, body in seen[1:])
@@ -826,7 +826,7 @@ async def test_a_model_that_may_not_be_streamed_answers_in_one_piece(refusal: di
         connector = build(config("openai", url), http)
         for _ in range(2):
             outcome = await connector.call(endpoint("openai"), InferenceRequest(prompt="?"), Timeouts(), pieces)
-            assert outcome.response.warnings == ("openai does not take stream; it was left out",)
+            assert outcome.response.warnings == ("openai does not support stream; it was dropped",)
     assert ["stream" in body for _, body in seen] == [True, False, False]
     assert pieces == [outcome.response.text] * 2
 
@@ -1143,7 +1143,7 @@ async def test_an_answer_with_a_thousand_calls_of_tools_is_an_answer_and_one_wit
         return len(outcome.response.tool_calls)
 
     assert await calls(MAX_TOOL_CALLS) == MAX_TOOL_CALLS
-    with pytest.raises(ProviderError, match="more than 1000 calls"):
+    with pytest.raises(ProviderError, match="more than 1000 tool calls"):
         await calls(MAX_TOOL_CALLS + 1)
 
 

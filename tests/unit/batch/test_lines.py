@@ -517,7 +517,7 @@ def test_a_cell_may_list_acceptable_models(tmp_path: Path) -> None:
 
 def test_a_tally_counts_answers_with_warnings() -> None:
     tally = Tally()
-    warned = ANSWER.model_copy(update={"warnings": ("p does not take seed; it was left out", "another")})
+    warned = ANSWER.model_copy(update={"warnings": ("p does not support seed; it was dropped", "another")})
     for response in (ANSWER, warned):
         tally.count(entry(DONE.model_copy(update={"response": response})))
     assert tally.warned == 1

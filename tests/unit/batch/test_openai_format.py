@@ -112,8 +112,8 @@ def test_what_is_to_be_told_of_an_answer_stands_beside_its_body() -> None:
         return json.loads(render(read(CHAT)[0], JobResult(id="j", status=JobStatus.SUCCEEDED, response=response)))
 
     assert "turnout" not in told()
-    assert told(warnings=("p does not take seed; it was left out",))["turnout"] == {
-        "warnings": ["p does not take seed; it was left out"]
+    assert told(warnings=("p does not support seed; it was dropped",))["turnout"] == {
+        "warnings": ["p does not support seed; it was dropped"]
     }
     assert told(usage=Usage(input_tokens=9, source="estimated"))["turnout"] == {"usage": {"source": "estimated"}}
 

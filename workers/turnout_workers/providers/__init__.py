@@ -1,4 +1,4 @@
-"""Connectors to providers. `build` makes one of a configuration; other packages add kinds by entry point."""
+"""Connectors to providers. `build` makes one from a configuration; other packages add kinds by entry point."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ KINDS: dict[str, type[Connector]] = {
 
 @cache
 def kinds() -> frozenset[str]:
-    """All kinds that can be built here. Looked for once: it reads a file of every package that is installed, and a
-    worker reads its configuration every two seconds."""
+    """All kinds that can be built here. Cached, because it reads a file of every installed package, and a worker reads
+    its configuration every two seconds."""
     return frozenset((*KINDS, *(entry.name for entry in entry_points(group=GROUP))))
 
 

@@ -1,4 +1,4 @@
-"""One configured account of a provider, and its key, which nothing ever shows."""
+"""One configured account of a provider, and its key, which is never shown."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from turnout_workers.routing.fleet import Endpoint
 
 
 class Secret(SecretStr):
-    """A key. It shows itself in no repr, format, JSON or pickle; `reveal` is for the header it belongs in."""
+    """A key. No repr, format, JSON or pickle shows it; `reveal` is for the header it belongs in."""
 
     reveal = SecretStr.get_secret_value
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a Secret is not to be pickled or copied")
+        raise TypeError("a Secret can't be pickled or copied")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,14 @@ class ProviderConfig:
     base_url: str
     endpoints: tuple[Endpoint, ...]
     dialect: str | None = None
-    """The preset, by name; None: the plain form of the wire format."""
+    """Name of the preset. None: the plain wire format."""
     api_key: Secret | None = None
     version: str | None = None
-    """Of the provider's API, where it has one; None: the wire format's usual one."""
+    """Version of the provider's API, if it has one. None: the wire format's default."""
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-    """Sent with every request; they may hold credentials, so they aren't shown either."""
+    """Sent with every request. Not shown either, because they may hold credentials."""
     service_tier: str | None = None
-    """Asked for in every call; None: the provider's usual one."""
+    """Requested in every call. None: the provider's default."""
     proxy: str | None = field(default=None, repr=False)
     traceparent: bool = False
     """Whether calls carry `traceparent`."""

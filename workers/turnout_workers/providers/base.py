@@ -1,4 +1,4 @@
-"""What a provider is to the rest of Turnout, and all that a new connector has to write."""
+"""What a provider is to the rest of Turnout, and what a new connector has to implement."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from turnout_workers.routing.fleet import Endpoint
 from turnout_workers.state.store import ObservedLimit
 
 current_job: ContextVar[str | None] = ContextVar("current_job", default=None)
-"""The job for which a call is made. Sent to simulated providers only, whose books audit ours."""
+"""The job for which a call is made. Sent only to simulated providers, whose records audit ours."""
 
 OnToken = Callable[[str], Awaitable[None]]
 """Called with each piece of text as it arrives, when a job streams."""
@@ -27,13 +27,13 @@ class Timeouts:
     connect_s: float = 5.0
     first_byte_s: float = 60.0
     idle_s: float = 30.0
-    """Longest silence between two chunks."""
+    """Between two chunks."""
     total_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class CallOutcome:
-    """A successful call: the answer, and what the provider's headers said of its limits."""
+    """A successful call: the answer, and what the provider's headers say about its limits."""
 
     response: InferenceResponse
     limits: tuple[ObservedLimit, ...] = ()
@@ -42,8 +42,8 @@ class CallOutcome:
 class CloudProviderBase(ABC):
     """One configured account of one provider: the endpoints it offers, and how to call them.
 
-    A connector implements `call` and `check_health`. Both raise `ProviderError` and nothing else (cancellation
-    apart); the error carries a `Failure` that says what it means to the router.
+    A connector implements `call` and `check_health`. Apart from cancellation, both raise only `ProviderError`, whose
+    `Failure` says what it means to the router.
     """
 
     def __init__(self, name: str, endpoints: Sequence[Endpoint]) -> None:
@@ -62,10 +62,10 @@ class CloudProviderBase(ABC):
 
     @abstractmethod
     async def check_health(self) -> None:
-        """Ask the provider's free health endpoint. Returns if it answers well, else raises ProviderError."""
+        """Ask the provider's free health endpoint. Raises ProviderError unless it answers well."""
 
     async def complete(self, request: InferenceRequest) -> InferenceResponse:
-        """Call the first endpoint that serves the request's model, without any routing."""
+        """Call the first endpoint that serves the request's model, without routing."""
         wanted = request.models
         for endpoint in self.endpoints:
             if not wanted or any(endpoint.serves(model) for model in wanted):
@@ -73,4 +73,4 @@ class CloudProviderBase(ABC):
         raise ProviderError.unsupported(f"{self.name} serves none of {', '.join(wanted)}")
 
     async def aclose(self) -> None:  # noqa: B027  (most connectors share one HTTP client)
-        """Free what the connector holds."""
+        """Release what the connector holds."""

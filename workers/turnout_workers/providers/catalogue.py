@@ -1,7 +1,7 @@
-"""Models that Turnout knows by name: what they can do, and what each provider calls them.
+"""Models that Turnout knows: what they can do, and what each provider calls them.
 
-A catalogue for convenience, not an authority: whatever `turnout.toml` says of a model wins, and a model that isn't
-listed here works as well; its capabilities are then the operator's to state. Figures are the vendors' published ones.
+The catalogue is a convenience: what `turnout.toml` says about a model wins, and a model that isn't listed here works as
+well, with the capabilities that the operator states. Figures are those that the vendors publish.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ EMBEDDING = frozenset({Capability.EMBEDDINGS})
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model, whoever serves it."""
+    """One model, at any provider."""
 
     name: str
-    """Ours."""
+    """Our name for it."""
     context_tokens: int | None
     max_output_tokens: int | None
     capabilities: frozenset[Capability]
     quality: Quality | None
     names: dict[str, str]
-    """By dialect: the provider's own name. A provider that isn't named here isn't assumed to serve it."""
+    """The provider's name for it, by dialect. A provider that isn't here isn't assumed to serve it."""
     aliases: frozenset[str] = frozenset()
 
 
@@ -46,8 +46,8 @@ def _own(
     quality: Quality,
     *aliases: str,
 ) -> Model:
-    """A model that its maker serves under our name. So does OpenRouter, where the maker stands before it, and all
-    versions have a dot: `anthropic/claude-opus-5.5`."""
+    """A model that its maker serves under our name. OpenRouter prefixes the maker and writes versions with a dot:
+    `anthropic/claude-opus-5.5`."""
     dotted = re.sub(r"-(\d)-(\d)$", r"-\1.\2", name)
     names = {maker: name, "openrouter": f"{MAKERS_AT_OPENROUTER.get(maker, maker)}/{dotted}"}
     return Model(name, context_tokens, max_output_tokens, capabilities, quality, names, frozenset(aliases))
@@ -153,8 +153,8 @@ FAMILIES: tuple[tuple[re.Pattern[str], frozenset[Capability]], ...] = tuple(
         ("gemma|llava|pixtral|internvl|minicpm|moondream", TOOLS),
     )
 )
-"""What models of these families can do, for those that aren't in the catalogue: a wrong guess is a call that is refused
-and goes elsewhere, while without one no job with tools would ever be sent."""
+"""What models that aren't in the catalogue can do, by family. After a wrong guess the call is refused and fails over;
+without a guess no job with tools would ever be sent."""
 
 
 _SEEING = re.compile(
@@ -166,20 +166,20 @@ _SEEING = re.compile(
 
 
 def likely_capabilities(name: str) -> frozenset[Capability]:
-    """What a model can probably do, judging by its name; empty if the name says nothing."""
+    """What a model can probably do, judging by its name. Empty if the name says nothing."""
     able = next((able for names, able in FAMILIES if names.search(name)), frozenset[Capability]())
     return able | {Capability.VISION} if Capability.TOOLS in able and _SEEING.search(name) else able
 
 
 _BY_NAME = {name: model for model in reversed(MODELS) for name in (model.name, *model.aliases, *model.names.values())}
-"""Of several models with one alias, the first."""
+"""If several models share an alias, it is the first one's."""
 
 
 def find(name: str) -> Model | None:
-    """A model by our name, an alias, or any provider's name of it."""
+    """A model by our name, an alias, or any provider's name for it."""
     return _BY_NAME.get(name)
 
 
 def served_by(dialect: str | None) -> Iterator[Model]:
-    """The models that a vendor is known to serve; no model for an unknown vendor (None)."""
+    """The models that a vendor is known to serve. None for an unknown vendor."""
     return (model for model in MODELS if dialect in model.names)

@@ -1,7 +1,7 @@
-"""A JSON schema as Claude takes it: every object closed, and no keyword that its grammar can't hold an answer to.
+"""A JSON schema as Claude accepts it: every object closed, and only keywords that its grammar can enforce.
 
-What is taken out is told in the description instead, as Anthropic's own clients do, and the answer is checked by the
-caller's own schema in any case.
+What is removed goes into the description instead, as Anthropic's own clients do. The answer is still checked against
+the caller's schema.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ UNSUPPORTED = frozenset(
         "unevaluatedItems", "unevaluatedProperties", "if", "then", "else", "not",
     }
 )  # fmt: skip
-"""Of patterns some alone, such as those that look ahead; its own clients send none."""
+"""Of `pattern`, it refuses only some, such as those with lookahead; its own clients send none."""
 FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid")
 
 
 def closed_schema(schema: Any) -> Any:
-    """The schema as Claude takes it. Raises ProviderError on what, closed, would mean something else: an open object
-    that names no fields would be an empty one, and one that several parts describe would fit none of them."""
+    """The schema as Claude accepts it. Raises ProviderError if closing would change its meaning: an open object that
+    names no fields would become an empty one, and one described by several parts would fit none of them."""
     if isinstance(schema, list):
         return [closed_schema(one) for one in schema]
     if not isinstance(schema, dict):
@@ -36,27 +36,27 @@ def closed_schema(schema: Any) -> Any:
     several = [part for part in _parts(schema, "allOf") if _may_be_object(part)]
     choices = any(map(_may_be_object, [*_parts(schema, "anyOf"), *_parts(schema, "oneOf")]))
     if len(several) + choices + ("properties" in schema) + ("$ref" in schema) > 1:
-        raise ProviderError.unsupported("Claude takes no schema that describes an object in several parts")
-    taken: dict[str, Any] = {}
-    told: dict[str, JsonValue] = {}
+        raise ProviderError.unsupported("Claude does not support a schema that describes an object in several parts")
+    accepted: dict[str, Any] = {}
+    removed: dict[str, JsonValue] = {}
     for name, value in schema.items():
-        if not _takes(name, value) or (name == "oneOf" and "anyOf" in schema):
-            told[name] = value
+        if not _supports(name, value) or (name == "oneOf" and "anyOf" in schema):
+            removed[name] = value
         elif name in SCHEMAS_BY_NAME and isinstance(value, dict):
-            taken[name] = {inner: closed_schema(one) for inner, one in value.items()}
+            accepted[name] = {inner: closed_schema(one) for inner, one in value.items()}
         elif name in ("items", "anyOf", "allOf", "oneOf"):
-            taken["anyOf" if name == "oneOf" else name] = closed_schema(value)
+            accepted["anyOf" if name == "oneOf" else name] = closed_schema(value)
         else:
-            taken[name] = value
+            accepted[name] = value
     if is_object(schema) or "properties" in schema:
         open_to_all = schema.get("additionalProperties", "properties" not in schema) is not False
         if not schema.get("properties") and (open_to_all or "patternProperties" in schema):
-            raise ProviderError.unsupported("Claude takes no schema with an object that names no fields")
-        taken["additionalProperties"] = False
-    if told:
-        before = (str(taken["description"]),) if "description" in taken else ()
-        taken["description"] = "\n\n".join((*before, json.dumps(told, ensure_ascii=False)))
-    return taken
+            raise ProviderError.unsupported("Claude does not support a schema with an object that names no fields")
+        accepted["additionalProperties"] = False
+    if removed:
+        before = (str(accepted["description"]),) if "description" in accepted else ()
+        accepted["description"] = "\n\n".join((*before, json.dumps(removed, ensure_ascii=False)))
+    return accepted
 
 
 def _parts(schema: dict[str, Any], keyword: str) -> list[Any]:
@@ -70,7 +70,7 @@ def _may_be_object(part: Any) -> bool:
     )
 
 
-def _takes(keyword: str, value: Any) -> bool:
+def _supports(keyword: str, value: Any) -> bool:
     if keyword == "format":
         return value in FORMATS
     if keyword == "minItems":

@@ -1,4 +1,4 @@
-"""What all connectors over HTTP share: one call from the request to the neutral answer, its usage and its cost.
+"""What all connectors over HTTP share: one call, from the request to the neutral answer, its usage and cost.
 
 A wire format says what to send (`build_request`) and how to read the answer (`parse_answer`, and `stream_collector` for
 streams): plain functions of values. The rest is here: headers, extras, deadlines, streaming, bad answers, money.
@@ -38,9 +38,9 @@ logger = logging.getLogger(__name__)
 
 JOB_HEADER = istr("x-turnout-job")
 STREAM = frozenset({"stream"})
-"""Taken by each format that can stream, but not for every model and organisation."""
+"""Formats that can stream support it, but not for every model and organisation."""
 CUT_OFF = (FailureKind.TIMED_OUT, FailureKind.INTERRUPTED)
-"""How a stream fails whose end doesn't come."""
+"""How a stream fails if its end doesn't come."""
 HEALTH_TIMEOUTS = Timeouts(connect_s=3, first_byte_s=5, idle_s=5, total_s=8)
 
 
@@ -52,7 +52,7 @@ class _Reply:
     headers: Mapping[str, str]
     latency_s: float
     first_token_s: float | None = None
-    """None: it did not come as a stream, or had no text."""
+    """None: not a stream, or without text."""
 
 
 class Connector(CloudProviderBase):
@@ -60,20 +60,20 @@ class Connector(CloudProviderBase):
     `stream_collector` if it can stream."""
 
     dialect: Dialect = GENERIC
-    """Where the key goes, what may be asked for, and which headers tell limits, unless the provider has a preset."""
+    """Where the key goes, which parameters are supported, and which headers show limits, unless a preset says so."""
 
     def __init__(self, config: ProviderConfig, http: Http) -> None:
         super().__init__(config.name, config.endpoints)
         if not config.base_url:
-            raise TurnoutError(f"provider {config.name}: base_url is missing; connectors over HTTP need one")
+            raise TurnoutError(f"provider {config.name}: base_url is missing; set it in this provider's table")
         self.config = config
         self.http = http
         self.dialect = DIALECTS.get(config.dialect or "", self.dialect)
         self._headers: dict[str, str] = {istr(name): value for name, value in config.headers}
         parameters = self.dialect.parameters | STREAM
         self._parameters: defaultdict[tuple[str, str | None, bool], frozenset[str]] = defaultdict(lambda: parameters)
-        """By model, reasoning effort and whether there are tools: of an effort, models take some values, and some
-        none beside tools, and temperature with some of those."""
+        """By model, reasoning effort and whether there are tools. Models support some efforts, some of them none with
+        tools, and temperature only with some efforts."""
         keys = tuple(self._headers.values())
         if config.api_key is not None:
             key = config.api_key.reveal()
@@ -83,25 +83,25 @@ class Connector(CloudProviderBase):
             HttpRequest, keys=keys, limit_headers=self.dialect.limit_headers, proxy=config.proxy
         )
 
-    # --- for a wire format to write ---
+    # --- what a wire format implements ---
 
     def build_request(
         self, endpoint: Endpoint, request: InferenceRequest, draft: RequestDraft, stream: bool
     ) -> tuple[str, Any]:
-        """What to send: the path after the base URL, and the body. Raises ProviderError on what can't be asked here."""
+        """The path after the base URL, and the body to send. Raises ProviderError if the format can't express it."""
         raise NotImplementedError
 
     def parse_answer(self, request: InferenceRequest, body: Any) -> Answer:
-        """What the body of a successful response says. May raise anything if its shape is wrong."""
+        """The answer in the body of a successful response. May raise anything if its shape is wrong."""
         raise NotImplementedError
 
     def stream_collector(self) -> StreamCollector | None:
-        """A collector for the events of one stream; None: the format can't stream, and an answer comes in one piece."""
+        """A collector for the events of one stream. None: the format can't stream; answers come in one piece."""
         return None
 
     @property
     def health_path(self) -> str:
-        """Path after the base URL of a request that costs nothing."""
+        """Path, after the base URL, of a request that costs nothing."""
         return self.dialect.health_path
 
     # --- what all formats share ---
@@ -113,11 +113,11 @@ class Connector(CloudProviderBase):
         timeouts: Timeouts = Timeouts(),
         on_token: OnToken | None = None,
     ) -> CallOutcome:
-        """See `CloudProviderBase.call`. A parameter that the provider refuses for this model is left out from then
-        on, and the call is repeated without it: a refused call costs nothing."""
-        asked = endpoint.served_model, request.reasoning_effort, bool(request.tools)
+        """See `CloudProviderBase.call`. A parameter that the provider refuses for this model is dropped from then on,
+        and the call is repeated without it, because a refused call costs nothing."""
+        variant = endpoint.served_model, request.reasoning_effort, bool(request.tools)
         while True:
-            draft = RequestDraft(request, self.name, self._parameters[asked])
+            draft = RequestDraft(request, self.name, self._parameters[variant])
             streams = on_token is not None and not request.is_embedding and draft.supports("stream")
             collector = self.stream_collector() if streams else None
             out = self._http_request(endpoint, draft, timeouts, collector is not None)
@@ -128,8 +128,8 @@ class Connector(CloudProviderBase):
                 name = error.failure.parameter
                 if name not in draft.used or request.on_unsupported == "fail":
                     raise
-                logger.warning("%s does not take %s: %s", endpoint.id, name, error.failure.message)
-                self._parameters[asked] -= {name}
+                logger.warning("%s does not support %s: %s", endpoint.id, name, error.failure.message)
+                self._parameters[variant] -= {name}
         answer = parsed_or_malformed(self.parse_answer, request, reply.body)
         failure = failure_of(answer, draft)
         outcome = parsed_or_malformed(self._outcome, answer, endpoint, draft, reply)
@@ -143,7 +143,7 @@ class Connector(CloudProviderBase):
         """The headers of a call: the key, and those that the configuration adds."""
         headers = self._headers
         if endpoint.simulated and (job_id := current_job.get()):
-            headers = headers | {JOB_HEADER: job_id}  # for the simulator's books; real providers get none of our ids
+            headers = headers | {JOB_HEADER: job_id}  # for the simulator's records; real providers get none of our ids
         return headers | tracing.headers() if self.config.traceparent else headers
 
     async def check_health(self) -> None:
@@ -151,7 +151,7 @@ class Connector(CloudProviderBase):
         await self._send(self._new_request(url, self._headers, None, HEALTH_TIMEOUTS))
 
     def _http_request(self, endpoint: Endpoint, draft: RequestDraft, timeouts: Timeouts, stream: bool) -> HttpRequest:
-        """The request as it is sent: as bytes, so that what they were made from is not kept during the call."""
+        """The request as bytes, so that the values it is made from aren't kept during the call."""
         request = draft.request
         try:
             path, body = self.build_request(endpoint, request, draft, stream)
@@ -162,9 +162,9 @@ class Connector(CloudProviderBase):
         except ProviderError:
             raise
         except PydanticSerializationError:
-            why = "the request is nested too deep, or holds text that is no Unicode"
+            why = "the request is nested too deeply, or holds text that is not valid Unicode"
             raise ProviderError(Failure(FailureKind.INVALID_REQUEST, why)) from None
-        except Exception as error:  # over what this job asks, for nothing has left: the endpoint is none the worse
+        except Exception as error:  # nothing was sent: the fault is the request's, not the endpoint's
             raise ProviderError(broken("connector", endpoint.id, error, kind=FailureKind.INVALID_REQUEST)) from None
         url, texts = url_of(self.config.base_url, path), tuple(prompt_texts(request))
         return self._new_request(url, self.headers(endpoint), content, timeouts, texts=texts)
@@ -172,9 +172,9 @@ class Connector(CloudProviderBase):
     async def _send(
         self, out: HttpRequest, collector: StreamCollector | None = None, on_token: OnToken | None = None
     ) -> _Reply:
-        """Send, and read it whole. A stream is gathered into the reply that the same call would have given without
-        streaming. One that has said all, and leaves the connection open or breaks it off, has answered, too: the call
-        would only be paid for again."""
+        """Send the request and read the whole response. A stream is assembled into the reply that the same call would
+        have had without streaming. A complete stream counts as an answer even if its connection stays open or breaks:
+        otherwise the call would only be paid for again."""
         session, started = await self.http.session(), time.monotonic()
         first_token_s: float | None = None
         cut_off = ProviderError(Failure(FailureKind.INTERRUPTED, "the stream ended early", Billed.MAYBE))
@@ -187,7 +187,7 @@ class Connector(CloudProviderBase):
                 async for event in exchange.events():
                     if piece := parsed_or_malformed(collector.add, event):
                         if not isinstance(piece, str):
-                            raise malformed("text that is none", exchange.headers)
+                            raise malformed("a piece of text that is not a string", exchange.headers)
                         if first_token_s is None:
                             first_token_s = time.monotonic() - started
                         await on_token(piece)
@@ -235,7 +235,7 @@ class Connector(CloudProviderBase):
 
 
 def _cost_usd(headers: Mapping[str, str]) -> float | None:
-    """LiteLLM's word on what a call cost. By 0 it means that it knows no price, too."""
+    """The cost that LiteLLM reports. Its 0 may also mean an unknown price."""
     try:
         return float(headers.get("x-litellm-response-cost", "")) or None
     except ValueError:

@@ -1,6 +1,6 @@
-"""What a call costs: the provider's own word, else the operator's price, else the price list, else unknown.
+"""What a call costs: as the provider reports, else by the operator's price, else by the price list, else unknown.
 
-Never a guess, and never nothing: an unknown price stays unknown, and a job with a cost ceiling avoids it.
+A cost is never guessed or taken for zero: an unknown price stays unknown, and jobs with a cost ceiling avoid it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from genai_prices.types import PriceCalculation
 
 MAX_CALL_USD = 1e6
-"""The most that one call can cost; a provider that reports more is not believed."""
+"""A provider that reports a higher cost is not believed."""
 PERIOD_S = 900
-"""Prices by the time of day begin and end on a quarter of an hour."""
+"""Prices that depend on the time of day change on the quarter hour."""
 USUAL_TIERS = frozenset({None, "auto", "default", "on_demand", "standard", "standard_only"})
-"""The vendors' names of the service tier that costs what the list says, and of the wish for whichever there is."""
+"""The vendors' names for the service tier at list price, and for "any tier"."""
 RESIDENCY_HOST = re.compile(r"https?://[a-z]{2}\.api\.openai\.com\b")
 RESIDENCY_FACTOR = 1.1
-"""What OpenAI takes where data stays in a region, of models released since 2026-03-05: its guide "Data residency"."""
+"""OpenAI's surcharge for data residency, for models released since 2026-03-05; see its guide "Data residency"."""
 BEFORE_RESIDENCY = re.compile(r"gpt-[34]|gpt-5(\.[0-3])?(-|$)|o\d|text-embedding")
-"""Models that were released before."""
+"""Models released before that date."""
 
 
 def call_cost_microusd(
@@ -42,11 +42,10 @@ def call_cost_microusd(
     tier: str | None,
     surcharge: float = 1.0,
 ) -> int | None:
-    """The cost of one call; None: unknown, as it is where the tokens of a call that isn't free are an estimate.
+    """The cost of one call. None: unknown, as for a call that isn't free and whose tokens are an estimate.
 
-    reported_usd: what the provider itself says that it cost. tier: the service tier in which it was served, which may
-    have another list price than the one that was asked for. surcharge: by what list prices are multiplied. An
-    operator's own price has all of that in it.
+    reported_usd: the cost that the provider reports. tier: the service tier that served it, whose list price may differ
+    from that of the tier requested. surcharge: a factor on list prices. An operator's own price includes all that.
     """
     if (
         isinstance(reported_usd, int | float)
@@ -66,9 +65,9 @@ def call_cost_microusd(
 
 
 def cost_microusd(price: Price, usage: Usage, surcharge: float = 1.0) -> int:
-    """The cost of a call, rounded up to micro-dollars. Dollars per million tokens are micro-dollars per token.
+    """The cost of a call, rounded up to micro-dollars. Dollars per million tokens equal micro-dollars per token.
 
-    surcharge: by what the price of its tokens is multiplied.
+    surcharge: a factor on the price of its tokens.
     """
     price = price.of(usage.input_tokens)
     read = price.input if price.cache_read is None else price.cache_read
@@ -81,13 +80,13 @@ def cost_microusd(price: Price, usage: Usage, surcharge: float = 1.0) -> int:
 
 
 def period(now: float) -> int:
-    """The quarter of an hour, since 1970, in which list prices stay as they are."""
+    """The number of quarter hours since 1970. List prices are constant within one."""
     return int(now // PERIOD_S)
 
 
 def price_of(preset: Dialect, base_url: str, served: str, ours: str, tier: str | None = None) -> Price | None:
-    """The list price of a model by its names there and here; None: the list knows neither, or not the provider, or the
-    price of this service tier isn't known."""
+    """The list price of a model, by the provider's name or ours. None if the list has neither, or not the provider, or
+    if the price of this service tier is unknown."""
     if (listed_as := preset.price_id) is None:
         return None
     now, names = period(time.time()), preset.names_by_trust(served, ours)
@@ -100,18 +99,18 @@ def price_of(preset: Dialect, base_url: str, served: str, ours: str, tier: str |
 
 @lru_cache(maxsize=4096)
 def list_context_tokens(provider: str, model: str) -> int | None:
-    """The length of a model's context, as far as the price list knows it."""
+    """The length of a model's context by the price list. None: unknown."""
     found = _calculated(provider, model)
     return None if found is None else found.model.context_window
 
 
 @lru_cache(maxsize=4096)
 def list_price(provider: str, model: str, quarter: int, tier: str | None = None, factor: float = 1.0) -> Price | None:
-    """From the price list in the genai-prices package, as of a `period`; None if it doesn't know the model, or has no
-    price of its own for the tier.
+    """The price in the genai-prices package, as of a `period`. None if the package doesn't have the model, or no
+    separate price for the tier.
 
-    provider: its id in the list (`Dialect.price_id`). tier: the provider's name of a service tier, or of a speed.
-    factor: by what the prices of tokens are multiplied.
+    provider: its id in the list (`Dialect.price_id`). tier: the provider's name for a service tier or speed. factor: on
+    the prices of tokens.
     """
     at = datetime.fromtimestamp(quarter * PERIOD_S, UTC)
     context = {"service_tier": tier, "speed": tier} if tier else None
@@ -137,7 +136,7 @@ def list_price(provider: str, model: str, quarter: int, tier: str | None = None,
 
 
 def _calculated(provider: str, model: str, **options: Any) -> PriceCalculation | None:
-    """What the price list makes of a call of one token each way; None: it doesn't know the model."""
+    """The price list's calculation for one token each way. None: it doesn't have the model."""
     from genai_prices import Usage as ListUsage
     from genai_prices import calc_price
 
@@ -148,7 +147,7 @@ def _calculated(provider: str, model: str, **options: Any) -> PriceCalculation |
 
 
 def _beyond(start: int, rate: Any, factor: float = 1.0) -> float | None:
-    """A rate, or what of its tiers holds for calls with more than `start` input tokens, times `factor`."""
+    """A rate, or its tier for calls with more than `start` input tokens, times `factor`."""
     if hasattr(rate, "tiers"):
         rate = next((tier.price for tier in reversed(rate.tiers) if start >= tier.start), rate.base)
     return None if rate is None else float(rate) * factor
