@@ -124,7 +124,7 @@ def test_a_job_that_is_run_again_has_its_whole_ceiling(done: Done, flushed: redi
 
 
 class Reloading(dict[str, CloudProviderBase]):
-    """Connectors of which one is taken over anew just when it is asked for."""
+    """Connectors, one of which is reloaded just when it is asked for."""
 
     asked = False
 
@@ -194,8 +194,8 @@ def test_nothing_is_refused_for_good_for_a_while_if_other_workers_follow_another
             if late_s:
                 break
             assert bench.state() == "delayed"
-            (told,) = run(flushed, [bench.ledger.story(JOB)])
-            assert told[-1]["decision"]["action"] == "refuse"
+            (story,) = run(flushed, [bench.ledger.story(JOB)])
+            assert story[-1]["decision"]["action"] == "refuse"
             await bench.wake()
         else:
             run(flushed, [bench.ledger.alive("another", "1", 1, 10_000, 60)])
@@ -221,8 +221,8 @@ def test_a_job_with_fields_of_a_later_release_is_left_to_its_workers_for_a_while
             assert bench.state() == "delayed"
             await bench.wake()
             await bench.attempt(bench.worker, lambda attempt: attempt)
-            (told,) = run(flushed, [bench.ledger.story(JOB)])
-            waits_s = [event["for_s"] for event in told if event["event"] == "deferred"]
+            (story,) = run(flushed, [bench.ledger.story(JOB)])
+            waits_s = [event["for_s"] for event in story if event["event"] == "deferred"]
             assert waits_s == [RECHECK_S, 61.0], "each as long as it has waited by then"
             flushed.hset(bench.ledger.keys.job(JOB), "payload", sent)  # as a worker that knows the field reads it
         await bench.finish()
@@ -235,7 +235,7 @@ def test_a_job_with_fields_of_a_later_release_is_left_to_its_workers_for_a_while
 
 
 @pytest.mark.parametrize("lane", [Lane.STANDARD, Lane.INTERACTIVE])
-def test_where_two_were_asked_at_once_and_neither_can_do_it_the_reason_is_told(lane: Lane, done: Done) -> None:
+def test_if_two_were_asked_together_and_neither_can_do_it_the_reason_is_reported(lane: Lane, done: Done) -> None:
     class Declining(Simulated):
         async def call(self, endpoint: Endpoint, *_: Any) -> CallOutcome:
             self.calls += 1

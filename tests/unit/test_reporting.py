@@ -1,4 +1,4 @@
-"""What is told of a call: also when Redis is not there to be told, and what a whole answer doesn't tell."""
+"""What is reported of a call, also after Redis was away, and what is learned from answers that weren't streamed."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Away(MemoryFleetStore):
 
     def __init__(self, times: int) -> None:
         super().__init__(lambda: 0.0)
-        self.times, self.told = times, asyncio.Event()
+        self.times, self.reported = times, asyncio.Event()
 
     async def report(self, report: Report) -> Counters:
         if self.times > 0:
             self.times -= 1
             raise redis.ConnectionError("away")
-        self.told.set()
+        self.reported.set()
         return await super().report(report)
 
 
@@ -50,12 +50,12 @@ async def test_a_report_that_redis_did_not_take_is_sent_again_without_holding_up
     store = Away(times=3)
     reporter = Reporter(store, seen, 2.0, random.Random(0))
     await reporter.report(Finished("job:1:0", best, 0.0, 1.0, None, STOPPED), failover.judge(STOPPED, random.Random(0)))
-    assert not store.told.is_set()
-    await asyncio.wait_for(store.told.wait(), 60)
+    assert not store.reported.is_set()
+    await asyncio.wait_for(store.reported.wait(), 60)
 
 
 @pytest.mark.parametrize(("cost_microusd", "reports"), [(4, 3), (0, 1)])
-async def test_what_a_call_has_cost_is_told_also_after_a_long_outage(
+async def test_what_a_call_has_cost_is_reported_even_after_a_long_outage(
     monkeypatch: pytest.MonkeyPatch, cost_microusd: int, reports: int
 ) -> None:
     monkeypatch.setattr(reporting, "REPORT_RETRIES_S", ())
@@ -113,7 +113,7 @@ def test_a_refusal_that_may_be_free_is_unsure_by_what_it_costs_if_it_is_not() ->
 async def test_what_answers_take_is_learned_from_whole_ones(
     ttft_s: float, s_per_token: float, sizes: list[int]
 ) -> None:
-    """Nobody tells when their first token was there, and the endpoint's prior is another (0.5 s, 10 ms)."""
+    """Their first token isn't timed, and the endpoint's prior is another (0.5 s, 10 ms)."""
     clock, rng = [1e6], random.Random(0)
     store = MemoryFleetStore(lambda: clock[0])
     seen = SnapshotPoller(store, Fleet([endpoint()]), monotonic=lambda: clock[0])

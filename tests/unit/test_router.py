@@ -27,7 +27,7 @@ from turnout_workers.routing import Endpoint, IntelligentRouter, NoEligibleEndpo
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 from turnout_workers.routing.fleet import Circuit, Health, Limits, Observed, Price
 from turnout_workers.routing.health import Counters, circuit
-from turnout_workers.routing.profile import MAX_OUTPUT_TOKENS
+from turnout_workers.routing.profile import DEFAULT_MAX_OUTPUT_TOKENS
 from turnout_workers.state.memory_store import MemoryFleetStore
 from turnout_workers.state.store import ObservedLimit, Report
 
@@ -651,7 +651,7 @@ async def test_the_longest_answer_that_was_reserved_is_the_longest_that_is_asked
     only, router = Provider("only"), IntelligentRouter()
     router.register_provider(only)
     await router.complete(request(max_output_tokens=None, max_cost_usd=1.0))
-    assert [one.max_output_tokens for one in only.asked] == [MAX_OUTPUT_TOKENS]
+    assert [one.max_output_tokens for one in only.asked] == [DEFAULT_MAX_OUTPUT_TOKENS]
 
 
 async def test_who_has_spent_all_it_may_is_told_on_what(routers: Any) -> None:

@@ -44,10 +44,10 @@ def test_an_answer_of_the_schema_is_right() -> None:
         ("[" * 100_000, "isn't JSON"),
     ],
 )
-def test_one_that_is_not_is_told_by_place_and_rule_and_without_a_word_of_it(text: str, why: str) -> None:
-    told = wrong(text) or ""
-    assert why in told
-    assert "Ada" not in told
+def test_a_wrong_answer_is_reported_by_place_and_rule_without_quoting_it(text: str, why: str) -> None:
+    message = wrong(text) or ""
+    assert why in message
+    assert "Ada" not in message
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_a_schema_that_goes_round_in_circles_ends_no_worker(schema: dict[str, An
     ],
 )
 def test_a_pattern_is_looked_for_in_linear_time(pattern: str, name: str, why: str | None) -> None:
-    told = wrong(json.dumps({"name": name}), {"properties": {"name": {"pattern": pattern}}})
-    assert told == (why and f"the answer fails its schema: at /…: {why} is not met")
+    message = wrong(json.dumps({"name": name}), {"properties": {"name": {"pattern": pattern}}})
+    assert message == (why and f"the answer fails its schema: at /…: {why} is not met")
 
 
 def test_names_that_a_pattern_allows_are_no_additional_ones() -> None:
@@ -147,11 +147,11 @@ def test_a_part_that_names_its_draft_is_looked_at_in_linear_time_too(schema: dic
     ("items", "same"), [([{"a": 1, "b": 2}, {"b": 2, "a": 1}], True), ([1, True, "1", None, [1], {"a": 1}], False)]
 )
 def test_items_that_are_to_be_unique_are_compared_as_json(items: list[Any], same: bool) -> None:
-    told = wrong(json.dumps(items), {"uniqueItems": True})
-    assert told == ("the answer fails its schema: at /: uniqueItems is not met" if same else None)
+    message = wrong(json.dumps(items), {"uniqueItems": True})
+    assert message == ("the answer fails its schema: at /: uniqueItems is not met" if same else None)
 
 
-def test_of_an_answer_that_was_cut_off_the_reason_is_told() -> None:
+def test_an_answer_that_was_cut_off_is_reported_as_such() -> None:
     assert "cut off at max_output_tokens" in (wrong('{"name": "A', finish="length") or "")
     assert wrong('{"name": "Ada", "ages": [36]}', finish="length") is None
 

@@ -694,7 +694,7 @@ async def test_a_ramp_keeps_the_reserve_of_more_urgent_jobs(fleet: AnyFleet) -> 
     assert await burst(fleet, bid(requests_per_minute=600)) == 3
 
 
-async def test_a_failed_probe_counts_another_trip_and_a_dead_one_frees_its_place(fleet: AnyFleet) -> None:
+async def test_a_failed_probe_counts_another_ejection_and_a_dead_one_frees_its_place(fleet: AnyFleet) -> None:
     await fleet.store.eject(A, 1, "")
     fleet.advance(1)
     await end(fleet, await granted(fleet, bid()), ok=False)
@@ -756,7 +756,7 @@ async def test_a_call_that_failed_says_nothing_of_latency_or_caches(fleet: AnyFl
     assert (metrics.latency_samples, metrics.cached_share, metrics.failures) == (0, 0.0, 1)
 
 
-async def test_trips_are_forgotten_after_a_healthy_minute(fleet: AnyFleet) -> None:
+async def test_ejections_are_forgotten_after_a_healthy_minute(fleet: AnyFleet) -> None:
     await fleet.store.eject(A, 1, "")
     fleet.advance(1)
     await fleet.store.recover(A)

@@ -295,11 +295,11 @@ def test_the_chance_of_being_late_falls_with_the_time_left(left_s: float, median
 
 
 @given(st.floats(0.01, 600))
-def test_a_latency_is_told_to_within_the_width_of_its_bucket(latency_s: float) -> None:
+def test_a_latency_is_known_to_within_the_width_of_its_bucket(latency_s: float) -> None:
     counts = [int(number == bucket(latency_s)) for number in range(BUCKETS)]
-    told_s = observed_quantile(counts, 0.99)
-    assert told_s is not None
-    assert latency_s <= told_s + 5e-4 <= 1.42 * latency_s + 1e-3
+    upper_s = observed_quantile(counts, 0.99)
+    assert upper_s is not None
+    assert latency_s <= upper_s + 5e-4 <= 1.42 * latency_s + 1e-3
 
 
 @given(jobs, endpoints)

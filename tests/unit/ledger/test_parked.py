@@ -1,4 +1,4 @@
-"""Parked jobs that wait for the same stand in one line: the first looks for room, the others cost nothing."""
+"""Parked jobs that wait for the same form a group: the first looks for room, the others cost nothing."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ NEXT_S = 5.0
 EVENT = {"event": "deferred"}
 
 
-def parked(bed: Bed, count: int, line: str = "line", wait_s: float = 60.0) -> list[str]:
+def parked(bed: Bed, count: int, group: str = "group", wait_s: float = 60.0) -> list[str]:
     """Jobs accepted one millisecond after another, and parked the last one first."""
-    ids = [f"{line} {n:03}" for n in range(count)]
+    ids = [f"{group} {n:03}" for n in range(count)]
     for job_id in ids:
         bed.enqueue(job_id)
         bed.advance(1)
     for job_id in reversed(ids):
-        park(bed, job_id, line, wait_s)
+        park(bed, job_id, group, wait_s)
     bed.client.delete(bed.keys.queue(LANE))
     return ids
 
 
-def park(bed: Bed, job_id: str, line: str = "line", wait_s: float = 60.0) -> None:
+def park(bed: Bed, job_id: str, group: str = "group", wait_s: float = 60.0) -> None:
     token = bed.claimed(job_id).token
-    assert bed(bed.ledger.park(job_id, token, wait_s, "", EVENT, line))
+    assert bed(bed.ledger.park(job_id, token, wait_s, "", EVENT, group))
 
 
 def woken(bed: Bed) -> list[str]:
@@ -45,12 +45,12 @@ def test_of_a_line_whose_time_has_come_the_job_that_was_accepted_first_wakes_alo
 
 def test_one_that_finds_room_brings_the_next_in_order_though_their_time_has_not_come(bed: Bed) -> None:
     ids = parked(bed, 5)
-    brought = bed(bed.ledger.head_of_group("line", 2))
+    brought = bed(bed.ledger.head_of_group("group", 2))
     assert brought == ids[:2]
     for job_id in reversed(brought):
         assert bed(bed.ledger.wake(job_id))
     assert order(bed) == ids[:2]
-    assert bed(bed.ledger.head_of_group("line", 9)) == ids[2:]
+    assert bed(bed.ledger.head_of_group("group", 9)) == ids[2:]
 
 
 def test_one_that_finds_none_goes_back_to_its_place_and_the_line_waits_as_long_as_it_says(bed: Bed) -> None:
@@ -65,7 +65,7 @@ def test_one_that_finds_none_goes_back_to_its_place_and_the_line_waits_as_long_a
 
 
 def test_a_line_waits_as_long_as_its_first_says_though_the_next_was_to_look_earlier(bed: Bed) -> None:
-    """Else each line of two jobs or more were looked at every few seconds for ever."""
+    """Otherwise each group of two jobs or more would be looked at every few seconds forever."""
     ids = parked(bed, 3)
     bed.advance(60_000)
     assert woken(bed) == ids[:1]
@@ -91,7 +91,7 @@ def test_a_line_that_came_due_while_its_first_was_still_queued_is_quiet_once_bot
 
 
 def test_a_job_that_parks_behind_others_does_not_bring_their_look_forward(bed: Bed) -> None:
-    """It has looked itself just now; a line that fresh jobs join would be looked at for each of them."""
+    """It has just looked itself; a group that fresh jobs join would be looked at for each of them."""
     ids = parked(bed, 2, wait_s=60.0)
     bed.enqueue("later")
     park(bed, "later", wait_s=1.0)

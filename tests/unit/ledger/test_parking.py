@@ -1,4 +1,4 @@
-"""What workers do for parked jobs, on a real ledger: wake as many as there is room for, in order, whoever else does."""
+"""What workers do for parked jobs, on a real ledger: wake as many as there is room for, in order, and together."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def test_calls_that_end_together_wake_a_job_each(bed: Bed, redis_url: str,
     for parking in [Parking(bed.ledger, Coalescer(client)) for client in clients]:
         parking.any_parked = True
         for _ in range(5):
-            parking.wake("line", 1)
+            parking.wake("group", 1)
     await background_work()
     for client in clients:
         await client.aclose()
@@ -40,9 +40,9 @@ async def test_no_more_are_woken_than_are_parked(bed: Bed, redis_url: str) -> No
     client = redis.asyncio.Redis.from_url(redis_url)
     parking = Parking(bed.ledger, Coalescer(client))
     parking.any_parked = True
-    parking.wake("line", 5)
+    parking.wake("group", 5)
     await background_work()
-    parking.wake("line", 1)
+    parking.wake("group", 1)
     await background_work()
     assert len(bed.messages()) == 2
     await client.aclose()
@@ -51,13 +51,13 @@ async def test_no_more_are_woken_than_are_parked(bed: Bed, redis_url: str) -> No
 async def test_a_change_ends_waiting_in_place_and_lets_fresh_jobs_look(bed: Bed, redis_url: str) -> None:
     client = redis.asyncio.Redis.from_url(redis_url)
     parking = Parking(bed.ledger, Coalescer(client))
-    parking.note_wait("line", until=100.0, now=0.0, for_room=False)
-    assert parking.wait_of("line") == (100.0, False)
-    waiting = asyncio.create_task(parking.wait_in_place("line", 3600))
+    parking.note_wait("group", until=100.0, now=0.0, for_room=False)
+    assert parking.wait_of("group") == (100.0, False)
+    waiting = asyncio.create_task(parking.wait_in_place("group", 3600))
     await asyncio.sleep(0)
-    assert parking.in_place == {"line"}
+    assert parking.in_place == {"group"}
     await parking.look_again_now()
     await asyncio.wait_for(waiting, 60)
     assert parking.in_place == set()
-    assert parking.wait_of("line").until == 0
+    assert parking.wait_of("group").until == 0
     await client.aclose()

@@ -43,14 +43,14 @@ def snapshot(*parts: Endpoint | EndpointView, at: float = NOW) -> Snapshot:
 
 
 def request(
-    prompt: str = "Say hello.", model: Any = None, max_output_tokens: int | None = 100, **wish: Any
+    prompt: str = "Say hello.", model: Any = None, max_output_tokens: int | None = 100, **constraints: Any
 ) -> InferenceRequest:
-    constraints = RoutingConstraints(**wish)
-    return InferenceRequest(prompt=prompt, model=model, max_output_tokens=max_output_tokens, constraints=constraints)
+    wanted = RoutingConstraints(**constraints)
+    return InferenceRequest(prompt=prompt, model=model, max_output_tokens=max_output_tokens, constraints=wanted)
 
 
-def job(**wish: Any) -> JobProfile:
-    asked = request(**wish)
+def job(**fields: Any) -> JobProfile:
+    asked = request(**fields)
     return JobProfile.of(asked, deadline=asked.constraints.deadline_at(NOW))
 
 

@@ -1,4 +1,4 @@
-"""Which endpoint a job goes to under each strategy, when it waits instead, and what it is told."""
+"""Which endpoint a job goes to under each strategy, when it waits instead, and how that is explained."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ MIDDLE = view(
 )
 
 
-def first(strategy: RoutingStrategy, *parts: EndpointView, **wish: Any) -> str:
-    return chosen(decide(job(strategy=strategy, **wish), *parts))[0]
+def first(strategy: RoutingStrategy, *parts: EndpointView, **constraints: Any) -> str:
+    return chosen(decide(job(strategy=strategy, **constraints), *parts))[0]
 
 
 @pytest.mark.parametrize(
-    ("strategy", "wish", "expected"),
+    ("strategy", "constraints", "expected"),
     [
         (S.COST_OPTIMIZED, {}, "cheap"),
         (S.LATENCY_OPTIMIZED, {}, "fast"),
@@ -63,8 +63,10 @@ def first(strategy: RoutingStrategy, *parts: EndpointView, **wish: Any) -> str:
         (S.LATENCY_OPTIMIZED, {"max_cost_usd": 250e-6}, "middle"),
     ],
 )
-def test_each_strategy_takes_what_it_is_for(strategy: RoutingStrategy, wish: dict[str, Any], expected: str) -> None:
-    assert first(strategy, CHEAP, FAST, MIDDLE, **wish) == expected
+def test_each_strategy_takes_what_it_is_for(
+    strategy: RoutingStrategy, constraints: dict[str, Any], expected: str
+) -> None:
+    assert first(strategy, CHEAP, FAST, MIDDLE, **constraints) == expected
 
 
 def test_the_default_strategy_holds_where_the_job_names_none() -> None:
@@ -157,7 +159,7 @@ def test_the_busier_of_two_equals_gets_less() -> None:
     assert found["idle"] == 3000
 
 
-def test_of_two_equals_the_one_that_fails_at_once_gets_less() -> None:
+def test_of_two_equals_the_one_that_fails_immediately_gets_less() -> None:
     failing = view(endpoint("failing"), Health(consecutive_failures=3), observed(), Load(in_flight=1))
     assert shares(S.BALANCED, failing, view(endpoint("well"), metrics=observed(), load=Load(in_flight=3))) == {
         "well": 3000
@@ -165,7 +167,7 @@ def test_of_two_equals_the_one_that_fails_at_once_gets_less() -> None:
 
 
 def dead_calls(strategy: RoutingStrategy, jobs_s: float, latency_s: float, *, fails: bool = False) -> int:
-    """Calls to one of three equals from the moment on at which it answers no more, or fails at once."""
+    """Calls to one of three equal endpoints once it stops answering, or fails immediately."""
     rng, dead, answers = random.Random(7), 0, list[tuple[float, str]]()
     known = observed(latency_s, 0.0)
     fleet = snapshot(*(view(endpoint(name), metrics=known) for name in "abc"))
@@ -208,7 +210,7 @@ def test_one_that_has_never_answered_gets_its_first_calls_and_no_more_while_anot
     assert takes(4, observed()) == ["new", "fast"]
     for no_other in (Health(open_until=NOW + 9), Health(cooldown_until=NOW + 5)):
         assert takes(4, other=FAST._replace(health=no_other)) == ["new"]
-    assert takes(99, other=FAST._replace(metrics=ProviderMetrics())) == ["new", "fast"], "nobody has answered yet"
+    assert takes(99, other=FAST._replace(metrics=ProviderMetrics())) == ["new", "fast"], "none has answered yet"
     new = view(endpoint("new"), load=Load(in_flight=4))
     assert reasons(decide(job(), new, FAST)) == {"new": "unproven"}
     assert chosen(decide(job(), new, FAST, tried=frozenset({"fast/llama"}))) == ["new"]
@@ -415,7 +417,7 @@ def test_a_second_call_is_for_urgent_jobs_with_another_endpoint_that_is_well_and
     assert hedged(urgent, FAST, MIDDLE._replace(health=HALF_OPEN)) is None
 
 
-def test_two_calls_at_once_stay_below_the_jobs_ceiling_together() -> None:
+def test_two_simultaneous_calls_stay_below_the_jobs_ceiling_together() -> None:
     # At most 1,075 micro-dollars there, and 215 here.
     enough, less = (job(lane=Lane.INTERACTIVE, strategy="latency", max_cost_usd=(1075 + n) / 1e6) for n in (215, 214))
     assert hedged(enough, FAST, MIDDLE) == (0.8, ["middle"])
@@ -450,7 +452,7 @@ def untold(samples: int) -> EndpointView:
         ((untold(19), CHEAP), 121, 300),
         ((untold(20), CHEAP), 3, 10),
         ((untold(20),), 121, 300),  # the job can go nowhere else: what is late may only be long
-        ((MIDDLE._replace(metrics=ProviderMetrics()),), 5, 19),  # an operator has told
+        ((MIDDLE._replace(metrics=ProviderMetrics()),), 5, 19),  # an operator has configured it
     ],
 )
 def test_a_call_is_late_sooner_where_its_endpoint_is_known_and_another_could_be_asked(

@@ -13,7 +13,7 @@ from turnout_workers.routing import NoEligibleEndpoint
 from turnout_workers.routing.decision import Action
 from turnout_workers.routing.eligibility import match, refusal, upper_cost_microusd, within_reserve
 from turnout_workers.routing.fleet import Fleet, Limits, Price
-from turnout_workers.routing.profile import MAX_OUTPUT_TOKENS, JobProfile
+from turnout_workers.routing.profile import DEFAULT_MAX_OUTPUT_TOKENS, JobProfile
 
 UNKNOWN_PRICE = {"price": None}
 
@@ -70,22 +70,22 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], str | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("wish", "changes", "reason"), CASES)
+@pytest.mark.parametrize(("constraints", "changes", "reason"), CASES)
 def test_each_constraint_excludes_exactly_what_breaks_it(
-    wish: dict[str, Any], changes: dict[str, Any], reason: str | None
+    constraints: dict[str, Any], changes: dict[str, Any], reason: str | None
 ) -> None:
-    decision = decide(job(**wish), endpoint(**changes))
+    decision = decide(job(**constraints), endpoint(**changes))
     assert reasons(decision) == ({"groq": reason} if reason else {})
     assert decision.action is (Action.REFUSE if reason else Action.GO)
-    assert (refusal(job(**wish), Fleet([endpoint(**changes)])) is None) == (reason is None)
+    assert (refusal(job(**constraints), Fleet([endpoint(**changes)])) is None) == (reason is None)
 
 
 def test_a_refusal_tells_the_reason_of_every_endpoint() -> None:
     fleet = [endpoint("groq"), endpoint("azure", regions=frozenset({"us"})), endpoint("mistral", model="large")]
     wanted = job(model="llama", regions=("eu",))
-    told = refusal(wanted, Fleet(fleet))
-    assert told is not None
-    assert told.reasons == {
+    forecast = refusal(wanted, Fleet(fleet))
+    assert forecast is not None
+    assert forecast.reasons == {
         "groq/llama": "its region is unknown",
         "azure/llama": "may process in us, not only in eu",
         "mistral/large": "doesn't serve llama",
@@ -93,7 +93,7 @@ def test_a_refusal_tells_the_reason_of_every_endpoint() -> None:
     refused = decide(wanted, *fleet).refusal
     assert refused is not None
     assert "azure/llama: may process in us" in str(refused)
-    assert refused.reasons == told.reasons
+    assert refused.reasons == forecast.reasons
 
 
 def test_an_empty_fleet_refuses_with_a_hint() -> None:
@@ -123,7 +123,7 @@ def test_what_was_spent_counts_against_the_cost_ceiling() -> None:
 
 def test_an_answer_without_limit_is_priced_at_the_longest_one() -> None:
     wanted = JobProfile.of(request(max_output_tokens=None))
-    assert upper_cost_microusd(wanted, endpoint()) == 115 + 2 * MAX_OUTPUT_TOKENS
+    assert upper_cost_microusd(wanted, endpoint()) == 115 + 2 * DEFAULT_MAX_OUTPUT_TOKENS
     assert upper_cost_microusd(wanted, endpoint(context_tokens=100_000)) == 115 + 2 * 100_000
     assert upper_cost_microusd(wanted, endpoint(context_tokens=100_000, max_output_tokens=1000)) == 115 + 2 * 1000
 
@@ -131,7 +131,7 @@ def test_an_answer_without_limit_is_priced_at_the_longest_one() -> None:
 @pytest.mark.parametrize(
     ("asked", "changes", "sent"),
     [
-        (None, {}, MAX_OUTPUT_TOKENS),
+        (None, {}, DEFAULT_MAX_OUTPUT_TOKENS),
         (100, {}, 100),
         (None, {"context_tokens": 8192}, None),
         (None, {"max_output_tokens": 8192}, None),

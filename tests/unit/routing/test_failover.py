@@ -208,7 +208,7 @@ def test_a_model_that_has_nothing_to_say_is_asked_three_times() -> None:
     assert verdict(K.EMPTY, same_failures=2).action is Next.GIVE_UP
 
 
-def test_the_first_failover_is_at_once_and_later_ones_back_off() -> None:
+def test_the_first_failover_is_immediate_and_later_ones_back_off() -> None:
     assert verdict(K.TIMED_OUT, attempt=1).delay_s == 0
     rng = random.Random(7)
     for failures, full_s in [(1, 0.5), (2, 1.0), (3, 2.0), (5, 8.0), (50, 8.0)]:

@@ -113,7 +113,9 @@ def test_what_follows_from_a_report(how: dict[str, Any], follows: type | None) -
 @pytest.mark.parametrize(
     "how", [{"probe": True}, {"consecutive_failures": 4}, {"error_rate": 0.7, "error_weight": 7.0}]
 )
-def test_an_ejection_says_why_nobody_was_reached_and_repeats_no_word_of_a_provider(how: dict[str, Any]) -> None:
+def test_an_ejection_says_why_the_endpoint_was_not_reached_but_quotes_no_provider(
+    how: dict[str, Any],
+) -> None:
     assert after(kind=FailureKind.UNAVAILABLE, **how).reason.endswith(": unavailable: how it went")
     assert "how it went" not in after(kind=FailureKind.SERVER_ERROR, **how).reason
 

@@ -1,4 +1,4 @@
-"""How many tokens a request may take: an upper bound, whatever its text, of tokens that nobody counts beforehand."""
+"""How many tokens a request may take: an upper bound for any text, without counting its tokens."""
 
 from __future__ import annotations
 

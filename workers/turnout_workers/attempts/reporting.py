@@ -56,12 +56,12 @@ class Finished:
 
     @property
     def cost_microusd(self) -> int:
-        """What the call has cost for sure."""
+        """What the call surely cost."""
         return (self._price_microusd or 0) if self.billed is Billed.YES else 0
 
     @property
     def unsure_microusd(self) -> int:
-        """What it may have cost: whether it is billed is not certain, or it is, but nobody told us the amount."""
+        """What it may have cost, if it isn't certain that it was billed, or if the amount is unknown."""
         price = self._price_microusd
         if self.billed is Billed.NO or (self.billed is Billed.YES and price is not None):
             return 0

@@ -17,7 +17,7 @@ from typing import TypeVar
 from turnout.errors import TurnoutError
 from turnout.request import Capability, InferenceRequest
 from turnout_workers.routing.fleet import Endpoint, EndpointView, Fleet
-from turnout_workers.routing.profile import MAX_OUTPUT_TOKENS, JobProfile, Requirements
+from turnout_workers.routing.profile import DEFAULT_MAX_OUTPUT_TOKENS, JobProfile, Requirements
 
 Why = TypeVar("Why")
 
@@ -264,32 +264,31 @@ def upper_output_tokens(job: JobProfile, endpoint: Endpoint) -> int:
 
 
 def within_reserve(request: InferenceRequest, endpoint: Endpoint) -> InferenceRequest:
-    """The request as it is to be sent, where it costs something: an answer that nothing else limits is no longer than
-    it was reckoned with."""
+    """The request to send: if nothing limits its answer and it costs something, limited to what was reserved for it."""
     bounded = request.is_embedding or request.max_output_tokens or endpoint.max_output_tokens or endpoint.context_tokens
     if bounded or not (endpoint.price and endpoint.price.output):
         return request
-    return request.model_copy(update={"max_output_tokens": MAX_OUTPUT_TOKENS})
+    return request.model_copy(update={"max_output_tokens": DEFAULT_MAX_OUTPUT_TOKENS})
 
 
 def charged_tokens(job: JobProfile, view: EndpointView) -> tuple[int, int]:
-    """Tokens of input and of the answer that rate limits are charged until the answer shows how many it took.
+    """Input and output tokens that rate limits are charged until the answer shows how many it took.
 
-    That is the job's own limit where the provider reserves it, else the usual length: the longest answer of a model is
-    more than many limits allow in a minute.
+    For the output that is the job's own limit if the provider reserves it, otherwise the usual length, because a
+    model's longest answer is more than many limits allow in a minute.
     """
     endpoint = view.endpoint
-    given, answer = job.input_at(endpoint.image_rule).upper, upper_output_tokens(job, endpoint)
+    input_tokens, answer = job.input_at(endpoint.image_rule).upper, upper_output_tokens(job, endpoint)
     if not endpoint.limits_count_cached:
-        given = max(1, math.ceil(given * (1 - view.metrics.cached_share)))
+        input_tokens = max(1, math.ceil(input_tokens * (1 - view.metrics.cached_share)))
     if job.output_tokens is None or not endpoint.limits_count_max_output:
         answer = min(answer, job.expected_output_tokens)
-    return given, answer
+    return input_tokens, answer
 
 
 def _longest_answer(endpoint: Endpoint) -> int:
     """To a job that sets no limit. Some models have no limit but their context."""
-    return endpoint.max_output_tokens or endpoint.context_tokens or MAX_OUTPUT_TOKENS
+    return endpoint.max_output_tokens or endpoint.context_tokens or DEFAULT_MAX_OUTPUT_TOKENS
 
 
 def upper_cost_microusd(job: JobProfile, endpoint: Endpoint) -> int | None:

@@ -35,7 +35,7 @@ class Price:
     cache_write_hour: float | None = None
     """The same, stored for an hour; None: as much as `cache_write`."""
     web_search: float = 0.0
-    """US dollars per thousand searches of the web that the provider makes for the answer."""
+    """US dollars per thousand web searches that the provider makes for the answer."""
     source: str = OPERATOR
     """Where the price comes from: `operator`, or the name and version of the price list."""
     longer: tuple[int, Price] | None = None
@@ -108,13 +108,13 @@ class Endpoint:
     context_tokens: int | None = None
     max_output_tokens: int | None = None
     image_types: frozenset[str] = frozenset()
-    """Media types of images that it takes; empty: not known, so that any is sent."""
+    """Media types of images that it accepts; empty: unknown, so all are sent."""
     image_rule: ImageRule = UNKNOWN
-    """How many tokens it counts for an image."""
+    """How it counts the tokens of an image."""
     limits_count_cached: bool = True
-    """Whether its rate limits count input tokens that it had in its cache."""
+    """Whether its rate limits count input tokens from its cache."""
     limits_count_max_output: bool = True
-    """Whether its rate limits count the longest answer allowed, from the start, rather than the tokens as they come."""
+    """Whether its rate limits count the longest allowed answer from the start, instead of the tokens as they come."""
     quality: Quality | None = None
     regions: frozenset[str] = frozenset()
     no_training: bool = False

@@ -1,7 +1,7 @@
-"""How many tokens an image takes: its size, from the head of its file, by the rule of the model that is to see it.
+"""How many tokens an image takes: from its size, by the rule of the model that is to see it.
 
-Only the bytes that hold width and height are decoded, never a pixel. Each vendor scales an image down by rules of its
-own, so that one photo of 4,032 × 3,024 takes some 1,100 tokens at Gemini and 14,364 at GPT-6. Sources: OpenAI's guide
+Only the bytes of the file that hold width and height are decoded, never a pixel. Each vendor scales images down in its
+own way: a photo of 4,032 × 3,024 takes some 1,100 tokens with Gemini and 14,364 with GPT-6. Sources: OpenAI's guide
 "Images and vision", Claude's page "Vision", Gemini's pages on tokens and on media resolution, and where these are vague
 the measurements of the data set JOHNISKING/image-token-cost.
 """
@@ -18,25 +18,26 @@ from typing import NamedTuple, Protocol
 from turnout.request import InferenceRequest
 
 LIKELY_TOKENS = 256
-"""What an image takes at least with most models whose rule, or of an image whose size, isn't known. It is low, as a job
-is refused for good where it seems too long, while a provider that finds it so costs nothing."""
+"""Expected of an image if its size or the model's rule is unknown. It is low, because a job that seems too long is
+refused for good, while a refusal by the provider costs nothing."""
 MAX_SEGMENTS = 256
-"""Of a JPEG that are looked at before the one that tells its size; a photo has some twenty."""
-JOBS_KEPT = 256
+"""Segments of a JPEG to look at for the one that has its size; a photo has some twenty."""
+MAX_JOBS = 256
+"""Jobs whose images' tokens are remembered."""
 
 
 class Image(NamedTuple):
-    """What of an image decides who takes it, and how many tokens it takes."""
+    """What decides who accepts an image, and how many tokens it takes."""
 
     width: int
-    """In pixels, like the height; 0: not known."""
+    """In pixels, like the height; 0: unknown."""
     height: int
     detail: str | None = None
     media_type: str = ""
 
 
 class Tokens(NamedTuple):
-    """Of images, as expected and at most."""
+    """How many tokens something takes, as expected and at most."""
 
     expected: int
     upper: int
@@ -50,38 +51,38 @@ class ImageRule(Protocol):
     def __hash__(self) -> int: ...
 
     @property
-    def most_tokens(self) -> int:
+    def max_tokens(self) -> int:
         """The most that any image takes."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Patches:
-    """The image is scaled down to at most so many squares, and each of them takes `factor` tokens."""
+    """The image is scaled down to at most `max_patches` squares, each of which takes `factor` tokens."""
 
     side_px: int
-    most: int
+    max_patches: int
     factor: float = 1.0
-    most_low: int | None = None
-    """With `detail` "low"; None, here and below: as without any."""
-    most_high: int | None = None
-    most_original: int | None = None
+    max_low: int | None = None
+    """With `detail` "low"; None, here and below: `max_patches`."""
+    max_high: int | None = None
+    max_original: int | None = None
 
     def tokens(self, image: Image) -> Tokens:
-        by_detail = {"low": self.most_low, "high": self.most_high, "original": self.most_original}
+        by_detail = {"low": self.max_low, "high": self.max_high, "original": self.max_original}
         patches = math.ceil(image.width / self.side_px) * math.ceil(image.height / self.side_px)
-        count = _times(min(patches, by_detail.get(image.detail or "") or self.most), self.factor)
+        count = _times(min(patches, by_detail.get(image.detail or "") or self.max_patches), self.factor)
         return Tokens(count, count)
 
     @property
-    def most_tokens(self) -> int:
-        return _times(max(self.most, self.most_original or 0), self.factor)
+    def max_tokens(self) -> int:
+        return _times(max(self.max_patches, self.max_original or 0), self.factor)
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """The image is scaled down to 2,048 px, and its shorter side to 768: `each` tokens for every 512 × 512 px of it,
-    beside those of a small copy, which is all that `detail` "low" sends."""
+    """The image is scaled down to 2,048 px, and its shorter side to 768 px. It takes `each` tokens per 512 × 512 px,
+    and `base` for a small copy, which is all that `detail` "low" sends."""
 
     base: int
     each: int
@@ -94,14 +95,14 @@ class Tiles:
         return Tokens(count, count)
 
     @property
-    def most_tokens(self) -> int:
+    def max_tokens(self) -> int:
         return self.base + 8 * self.each
 
 
 @dataclass(frozen=True, slots=True)
 class Crops:
-    """Gemini's until 2.5: `each` for a small image, else for each square of two thirds of its shorter side, between 256
-    and 768 px."""
+    """Gemini's rule until 2.5: `each` tokens for a small image, otherwise for each square whose side is two thirds of
+    the image's shorter side, between 256 and 768 px."""
 
     each: int
 
@@ -112,34 +113,34 @@ class Crops:
         return Tokens(count, count)
 
     @property
-    def most_tokens(self) -> int:
-        return self.each * 24  # of a photo of twelve megapixels
+    def max_tokens(self) -> int:
+        return self.each * 24  # a photo of twelve megapixels
 
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """Every image takes as many."""
+    """Every image takes the same."""
 
-    most_tokens: int
+    max_tokens: int
 
     def tokens(self, image: Image) -> Tokens:
-        return Tokens(self.most_tokens, self.most_tokens)
+        return Tokens(self.max_tokens, self.max_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """A model of which nobody has told: as many as Qwen's, which split an image most finely of all open ones (28 px,
-    16,384 at most), but no fewer than Groq counts for any (2,048)."""
+    """A model whose rule is unknown: as many tokens as with Qwen, which splits images most finely of all open models
+    (28 px, at most 16,384), but at least the 2,048 that Groq counts for any image."""
 
-    most_tokens: int = 16_384
+    max_tokens: int = 16_384
 
     def tokens(self, image: Image) -> Tokens:
         patches = math.ceil(image.width / 28) * math.ceil(image.height / 28)
-        return Tokens(LIKELY_TOKENS, min(self.most_tokens, max(2048, patches)))
+        return Tokens(LIKELY_TOKENS, min(self.max_tokens, max(2048, patches)))
 
 
 def _times(patches: int, factor: float) -> int:
-    return math.ceil(round(patches * factor, 6))  # 2,500 times 1.62 is a trifle more than 4,050
+    return math.ceil(round(patches * factor, 6))  # in floats, 2,500 times 1.62 is slightly more than 4,050
 
 
 UNKNOWN = Unknown()
@@ -151,9 +152,9 @@ RULES: tuple[tuple[re.Pattern[str], ImageRule], ...] = tuple(
         ("gpt-(4[.]1|5)-nano", Patches(32, 1536, 2.46)),
         ("o4-mini", Patches(32, 1536, 1.72)),
         ("gpt-5[.]4-(mini|nano)", Patches(32, 2500, 1.62)),
-        ("gpt-5[.]5", Patches(32, 10_000, 1.2, most_low=256, most_high=2500)),
-        ("gpt-5([.][0-4]|(?![.]))", Patches(32, 2500, 1.2, most_original=10_000)),
-        ("gpt-([5-9]|[1-9][0-9])", Patches(32, 30_000, 1.2, most_low=256, most_high=2500)),
+        ("gpt-5[.]5", Patches(32, 10_000, 1.2, max_low=256, max_high=2500)),
+        ("gpt-5([.][0-4]|(?![.]))", Patches(32, 2500, 1.2, max_original=10_000)),
+        ("gpt-([5-9]|[1-9][0-9])", Patches(32, 30_000, 1.2, max_low=256, max_high=2500)),
         ("gpt-4|o[1-9]", Tiles(85, 170)),
         ("claude-([1-3]|[a-z]+-4(?![-.][7-9]))", Patches(28, 1600)),
         ("claude", Patches(28, 4784)),
@@ -161,25 +162,25 @@ RULES: tuple[tuple[re.Pattern[str], ImageRule], ...] = tuple(
         ("gemini", Fixed(1120)),
     )
 )
-"""By a model's name, the first that fits. OpenAI rejects an image of more than 30,000 patches."""
+"""The first whose pattern matches a model's name applies. OpenAI rejects an image of more than 30,000 patches."""
 
 
 def rule_of(*names: str) -> ImageRule:
-    """The rule of a model by its names, of which the first that says anything counts."""
+    """The rule of a model, by the first of its names that matches one."""
     found = (rule for name in names for pattern, rule in RULES if pattern.search(name))
     return next(found, UNKNOWN)
 
 
-@lru_cache(JOBS_KEPT)
+@lru_cache(MAX_JOBS)
 def image_tokens(rule: ImageRule, images: tuple[Image, ...]) -> Tokens:
-    """What all of a job's images take together with the models of one family."""
-    unknown = Tokens(min(LIKELY_TOKENS, rule.most_tokens), rule.most_tokens)
+    """What all images of a job take together, by this rule."""
+    unknown = Tokens(min(LIKELY_TOKENS, rule.max_tokens), rule.max_tokens)
     each = [rule.tokens(image) if image.width else unknown for image in images]
     return Tokens(sum(one.expected for one in each), sum(one.upper for one in each))
 
 
 def images_of(request: InferenceRequest) -> tuple[Image, ...]:
-    """All images of a request; for one without any this takes no time to speak of."""
+    """All images of a request."""
     parts = (
         part
         for message in request.messages or ()
@@ -195,7 +196,7 @@ def images_of(request: InferenceRequest) -> tuple[Image, ...]:
 
 
 def size_px(data: str) -> tuple[int, int]:
-    """Width and height of a PNG, JPEG, GIF or WebP in base64; zeros where its head doesn't tell."""
+    """Width and height of a PNG, JPEG, GIF or WebP in base64; zeros if they can't be read."""
     try:
         return _size_px(data)
     except ValueError:
@@ -225,14 +226,14 @@ def _size_px(data: str) -> tuple[int, int]:
 
 
 def _jpeg_px(data: str) -> tuple[int, int]:
-    """Before the segment that tells, there may be a preview and profiles of many kilobytes: their lengths lead past."""
+    """Skip from segment to segment: the one with the size may come after many kilobytes of previews and profiles."""
     at = 2
     for _ in range(MAX_SEGMENTS):
         segment = _bytes(data, at, 9)
         if len(segment) < 9 or segment[0] != 0xFF:
             break
         kind = segment[1]
-        if kind == 0xFF:  # of which any number may stand before a segment
+        if kind == 0xFF:  # any number of these may precede a segment
             at += 1
         elif 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
             return int.from_bytes(segment[7:9]), int.from_bytes(segment[5:7])
@@ -242,6 +243,6 @@ def _jpeg_px(data: str) -> tuple[int, int]:
 
 
 def _bytes(data: str, start: int, count: int) -> bytes:
-    """Some bytes from the middle of a base64 text; raises ValueError for what is none."""
+    """Some bytes from the middle of a base64 text. Raises ValueError if it isn't base64."""
     first, after = start // 3 * 4, math.ceil((start + count) / 3) * 4
     return b64decode(data[first:after])[start % 3 :][:count]

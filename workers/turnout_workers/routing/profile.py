@@ -12,7 +12,7 @@ from turnout_workers.routing.images import Image, ImageRule, Tokens, image_token
 
 USUAL_OUTPUT_TOKENS = 256
 """Expected answer of a job without a limit; with a limit, half of it if that is less."""
-MAX_OUTPUT_TOKENS = 4096
+DEFAULT_MAX_OUTPUT_TOKENS = 4096
 """Upper estimate of an answer that neither the job nor the endpoint limits."""
 TEMPLATE_TOKENS = 100
 """Upper estimate of what a chat template adds, such as gpt-oss's own system prompt or the words about a schema."""

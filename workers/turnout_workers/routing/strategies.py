@@ -1,13 +1,13 @@
 """How candidates are ordered: one utility, of which every strategy is a preset.
 
-For each candidate, and for waiting `w` seconds for one that is busy, the least
+The candidate with the least
 
     U = (price / cheapest + λ · 5 · L / D) / (1 − e)  +  λ · 5 · w / D  +  100 · P_late  +  2 · e
         + 4 · (times this job failed there)
 
-is best: e is the error rate, L the predicted latency, P_late the lognormal chance of missing the deadline, λ and D the
-lane's urgency and time scale. With time to spare the price decides; near a deadline, P_late does. So the cheapest
-candidate that will be in time wins without a special rule.
+is best: w is the wait for a busy candidate, e the error rate, L the predicted latency, P_late the lognormal chance of
+missing the deadline, λ and D the lane's urgency and time scale. With time to spare the price decides; near a deadline,
+P_late does. So the cheapest candidate that will be in time wins without a special rule.
 
 A parked job expects to wait as long again as it has waited. So it pays for another candidate once its waiting has cost
 as much as that would have: at most twice what it would have paid with foresight (ski rental: Karlin, Manasse, Rudolph
