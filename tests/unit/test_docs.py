@@ -1,4 +1,4 @@
-"""The pages for users against the code that they describe."""
+"""The pages for users, compared with the code that they describe."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ CODE = "".join(
 
 
 def rows(page: str, heading: str) -> set[str]:
-    """What the first column of the tables below a heading names."""
+    """The names in the first column of the tables below a heading."""
     part = re.split(r"^## ", page, flags=re.MULTILINE)
     [section] = [text for text in part if text.startswith(heading + "\n")]
     return {
@@ -66,17 +66,17 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
         if not link.startswith("http"):
             path, _, anchor = link.partition("#")
-            place = page.parent / path if path else page
-            assert place.exists(), link
-            assert not anchor or anchor in anchors(place), link
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
 
 
-def test_every_field_of_a_request_and_every_constraint_is_told() -> None:
+def test_every_field_of_a_request_and_every_constraint_is_documented() -> None:
     assert rows(REQUESTS, "Fields of a request") == set(InferenceRequest.model_fields)
     assert rows(REQUESTS, "Constraints") == {*RoutingConstraints.model_fields, *RoutingStrategy}
 
 
-def test_every_exit_code_is_told() -> None:
+def test_every_exit_code_is_documented() -> None:
     sections = re.split(r"^## ", COMMANDS, flags=re.MULTILINE)
     [section] = [text for text in sections if text.startswith("Exit codes\n")]
     codes = [DONE, SOME_FAILED, UNUSABLE, STOPPED, REFUSED]
@@ -91,7 +91,7 @@ def test_every_command_is_listed() -> None:
     assert listed == names | {f"batch {name}" for name in batch.commands}
 
 
-def test_the_lines_that_the_page_shows_are_taken_and_written() -> None:
+def test_the_lines_that_the_page_shows_can_be_read_and_written() -> None:
     asked, answered, failed = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", REQUESTS, re.DOTALL))
     raw = json.dumps(asked).encode()
     line, request = parse(RawLine(1, raw, detect(raw)))
@@ -105,7 +105,7 @@ COMES_BACK = WEB_APPS.partition("\n## What comes back\n")[2].partition("\n## ")[
 
 
 @pytest.mark.parametrize("model", [JobResult, InferenceResponse])
-def test_every_field_of_what_comes_back_is_told(model: type[BaseModel]) -> None:
+def test_every_field_of_what_comes_back_is_documented(model: type[BaseModel]) -> None:
     table = COMES_BACK.partition(f"`{model.__name__}` | meaning |")[2].partition("\n\n")[0]
     first = "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE))
     assert set(re.findall(r"`(\w+)`", first)) == set(model.model_fields)
@@ -121,42 +121,42 @@ def test_every_field_of_what_comes_back_is_told(model: type[BaseModel]) -> None:
         (r"^- \*\*`job.events\(\)`:\*\*.*?:((?:.|\n  )*)", {*JobStatus, *re.findall(r'"event": ?"(\w+)"', CODE)}),
     ],
 )
-def test_every_value_of_what_comes_back_is_told(of: str, values: set[str]) -> None:
-    [told] = re.findall(of, COMES_BACK, re.MULTILINE)
-    assert set(re.findall(r"`([\w.]+)`", re.sub(r"\(.*?\)", "", told))) == values
+def test_every_value_of_what_comes_back_is_documented(of: str, values: set[str]) -> None:
+    [documented] = re.findall(of, COMES_BACK, re.MULTILINE)
+    assert set(re.findall(r"`([\w.]+)`", re.sub(r"\(.*?\)", "", documented))) == values
 
 
-def test_every_fault_that_can_be_rehearsed_is_told() -> None:
+def test_every_fault_that_can_be_rehearsed_is_documented() -> None:
     assert rows(FAILURES, "Rehearsing failures") == {"kind", *get_args(FaultKind)}
 
 
-def test_what_a_failure_leads_to_is_told_as_it_is_ruled() -> None:
-    told = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", FAILURES.partition("## How jobs end")[0], re.MULTILINE))
-    assert told.keys() == {*RULES}
+def test_what_a_failure_leads_to_is_documented_as_the_rules_have_it() -> None:
+    documented = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", FAILURES.partition("## How jobs end")[0], re.MULTILINE))
+    assert documented.keys() == {*RULES}
     for kind, rule in RULES.items():
-        said = told[kind]
-        assert [mark in said for mark in "¹²³"] == [rule.counts, rule.spends, rule.unsuited], kind
-        assert ("disabled" in said) == rule.disables, kind
-        assert ("fails when a second" in said) == (rule.max_providers == 2), kind
-        assert ("more there" in said) == bool(rule.retries), kind
+        row = documented[kind]
+        assert [mark in row for mark in "¹²³"] == [rule.counts, rule.spends, rule.unsuited], kind
+        assert ("disabled" in row) == rule.disables, kind
+        assert ("fails when a second" in row) == (rule.max_providers == 2), kind
+        assert ("more there" in row) == bool(rule.retries), kind
 
 
-def test_every_reason_for_an_exclusion_is_told() -> None:
+def test_every_reason_for_an_exclusion_is_documented() -> None:
     assert rows(FAILURES, "Why an endpoint isn't used") == set(Reason)
 
 
-def test_every_environment_variable_is_told() -> None:
+def test_every_environment_variable_is_documented() -> None:
     read = set(re.findall(r"\b(?:TURNOUT|REDIS)_[A-Z_]+", CODE))
     assert read <= set(re.findall(r"`(\w+)`", OPERATIONS.partition("## Changing the configuration")[0]))
 
 
-def test_every_metric_is_told() -> None:
+def test_every_metric_is_documented() -> None:
     source = (ROOT / "workers/turnout_workers/monitoring/fleet_metrics.py").read_text("utf-8")
     shared = {name for name, *_ in BY_ENDPOINT} | set(re.findall(r'_gauge\("(\w+)"', source))
     counted = {family.name for family in Metrics().registry.collect()}
     section = MONITORING.partition("## Prometheus")[2].partition("## Logs")[0]
-    told = {name.removesuffix("_total") for name in re.findall(r"`(turnout_\w+)`", section)}
-    assert told == counted | {f"turnout_fleet_{name}" for name in shared}
+    documented = {name.removesuffix("_total") for name in re.findall(r"`(turnout_\w+)`", section)}
+    assert documented == counted | {f"turnout_fleet_{name}" for name in shared}
 
 
 @pytest.mark.parametrize(
@@ -167,16 +167,16 @@ def test_every_metric_is_told() -> None:
         ("turnout_fleet_money_usd", {column.name for column in fields(Account)}),
     ],
 )
-def test_the_values_of_a_metrics_labels_are_told(metric: str, values: set[str]) -> None:
-    [told] = re.findall(rf"^\| `{metric}` \|.*?\|(.*)", MONITORING, re.MULTILINE)
-    assert set(re.findall(r"`(\w+)`", told)) == values
+def test_the_values_of_a_metrics_labels_are_documented(metric: str, values: set[str]) -> None:
+    [documented] = re.findall(rf"^\| `{metric}` \|.*?\|(.*)", MONITORING, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", documented)) == values
 
 
-def test_the_words_for_an_endpoints_health_are_told() -> None:
+def test_the_words_for_an_endpoints_health_are_documented() -> None:
     section = MONITORING.partition("## Terminal")[2].partition("## Flower")[0]
-    told = dict(re.findall(r"^\| ([\w ]+) \| (?:`(\w+)`)? ?\|", section, re.MULTILINE))
-    assert (told.pop("health"), told.pop(COOLS_DOWN)) == ("state", "")
-    assert told == {said: circuit for circuit, said in HEALTH_WORDS.items()}
+    documented = dict(re.findall(r"^\| ([\w ]+) \| (?:`(\w+)`)? ?\|", section, re.MULTILINE))
+    assert (documented.pop("health"), documented.pop(COOLS_DOWN)) == ("state", "")
+    assert documented == {word: circuit for circuit, word in HEALTH_WORDS.items()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -190,8 +190,8 @@ def test_every_command_and_option_that_is_shown_exists(page: Path) -> None:
             while isinstance(command, click.Group) and words and not words[0].startswith("-"):
                 command = command.get_command(click.Context(command), words.pop(0))
             assert command is not None, shown
-            known = {name for param in command.params for name in param.opts} | {"-", "--help"}
-            assert {word for word in words if word.startswith("-")} <= known, shown
+            options = {name for param in command.params for name in param.opts} | {"-", "--help"}
+            assert {word for word in words if word.startswith("-")} <= options, shown
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -205,15 +205,17 @@ def test_what_shown_code_imports_from_turnout_is_there(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/web-apps.md"])
-def test_the_job_that_is_shown_can_be_served_by_vendors_of_whom_only_the_keys_are_known(page: str) -> None:
-    def submit(prompt: str, **said: object) -> InferenceRequest:
-        return InferenceRequest(prompt=prompt, **{k: v for k, v in said.items() if k in InferenceRequest.model_fields})
+def test_the_job_that_is_shown_can_be_served_by_vendors_with_only_a_key(page: str) -> None:
+    def submit(prompt: str, **options: object) -> InferenceRequest:
+        return InferenceRequest(
+            prompt=prompt, **{k: v for k, v in options.items() if k in InferenceRequest.model_fields}
+        )
 
     [shown] = re.findall(
         r"^job = client\.(submit\(\n.*?^\))", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL
     )
     request = eval(shown, {"submit": submit, "RoutingConstraints": RoutingConstraints})
     fleet = config.fleet(config.configured({"GROQ_API_KEY": "a", "OPENAI_API_KEY": "b"}))
-    told = forecast([(Line(1, "shown"), request)], fleet)
-    assert told.problems == []
-    assert {*told.shares} <= {"groq/gpt-oss-120b", "openai/gpt-5.4-mini"}
+    found = forecast([(Line(1, "shown"), request)], fleet)
+    assert found.problems == []
+    assert {*found.shares} <= {"groq/gpt-oss-120b", "openai/gpt-5.4-mini"}

@@ -67,7 +67,7 @@ OPTIONS = (
         "--max-line-bytes",
         type=click.IntRange(1),
         default=MAX_LINE_BYTES,
-        help=f"Longest line that is read, {MAX_LINE_BYTES:,} bytes if not given: more for large images.",
+        help="Longest line that is accepted, in bytes. Raise it for large images.",
     ),
 )
 
