@@ -1,6 +1,6 @@
 """The requests of a detached batch as they wait in Redis: sealed chunks of some hundred.
 
-Apart from what puts them there (`handover.py`), so that workers, which take them, load nothing of files.
+Separate from the code that puts them there (`handover.py`), so that workers, which take them, load no file formats.
 """
 
 from __future__ import annotations
@@ -12,45 +12,46 @@ from collections.abc import Iterable
 from turnout.ledger import Keyring, NewJob
 from turnout.request import InferenceRequest
 
-LINES, CLOSED_BYTES = 200, 512 * 1024
-"""Most jobs in a chunk, and the bytes from which on it is closed earlier."""
-MOST_BYTES = 8 * 1024 * 1024
-"""Most bytes of one. Its last job may be of a line of a million bytes, each of which JSON in JSON makes up to seven, or
-of a longer one with an image, each byte of which is one here."""
-MAX_ENTRY_BYTES = MOST_BYTES - CLOSED_BYTES - LINES
-"""Most bytes of a job, whatever came before it."""
+MAX_CHUNK_JOBS = 200
+CLOSED_BYTES = 512 * 1024
+"""From this size on, a chunk takes no further job."""
+MAX_CHUNK_BYTES = 8 * 1024 * 1024
+"""Largest chunk. Its last job may come from a line of a million bytes, each of which takes up to seven as JSON in JSON,
+or from a longer one with an image, whose bytes take one each."""
+MAX_ENTRY_BYTES = MAX_CHUNK_BYTES - CLOSED_BYTES - MAX_CHUNK_JOBS
+"""Largest job, whatever comes before it in its chunk."""
 
 
-def entry(job: str, payload: str) -> bytes:
+def encoded_job(job: str, payload: str) -> bytes:
     """One job of a chunk. payload: the canonical JSON of its request."""
     return json.dumps([job, payload], ensure_ascii=False).encode()
 
 
 def packed(entries: Iterable[bytes], batch: str, keyring: Keyring) -> bytes:
-    return keyring.seal(_place(batch), zlib.compress(b"\n".join(entries)))
+    return keyring.seal(_content_name(batch), zlib.compress(b"\n".join(entries)))
 
 
 def chunk_jobs(chunk: bytes, batch: str, keyring: Keyring) -> list[NewJob]:
     """The jobs of one chunk of a batch's input. Raises Unreadable, or ValueError."""
-    lines = _unpacked(keyring.open(_place(batch), chunk)).decode().split("\n", LINES)
-    if len(lines) > LINES:
-        raise ValueError(f"a chunk has {LINES} lines at most")
+    lines = _unpacked(keyring.open(_content_name(batch), chunk)).decode().split("\n", MAX_CHUNK_JOBS)
+    if len(lines) > MAX_CHUNK_JOBS:
+        raise ValueError(f"a chunk has more than {MAX_CHUNK_JOBS} lines")
     pairs = (json.loads(one) for one in lines)
     return [NewJob.of(id, InferenceRequest.model_validate_json(payload), batch=batch) for id, payload in pairs]
 
 
 def _unpacked(chunk: bytes) -> bytes:
-    """Without a bound, a chunk of some hundred KB could fill the memory of every worker, one after the other."""
+    """Bounded, because a chunk of some hundred KB could otherwise fill the memory of one worker after the other."""
     unpacking = zlib.decompressobj()
     try:
-        data = unpacking.decompress(chunk, MOST_BYTES)
+        data = unpacking.decompress(chunk, MAX_CHUNK_BYTES)
     except zlib.error as error:
         raise ValueError(str(error)) from error
     if not unpacking.eof:
-        raise ValueError(f"a chunk has {MOST_BYTES} bytes at most, and an end")
+        raise ValueError(f"a chunk has more than {MAX_CHUNK_BYTES} bytes, or no end")
     return data
 
 
-def _place(batch: str) -> str:
+def _content_name(batch: str) -> str:
     """The name under which a batch's requests are sealed, see `Keyring.seal`."""
     return f"input of {batch}"

@@ -1,7 +1,7 @@
-"""How the lines of a detached batch are kept in Redis: an index of all of them, and the requests that are to be fed.
+"""How the lines of a detached batch are kept in Redis: an index of all of them, and the requests to be fed.
 
-The index says of each line which job it is, or why it is none. The requests wait in compressed chunks, from which
-workers take them. Job ids follow from batch, line and content: a chunk that is fed twice is fed once.
+The index has each line's job, or why it has none. The requests wait in compressed chunks, from which workers take them.
+Job ids are derived from batch, line and content, so that feeding a chunk twice does nothing more.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from typing import Any, Self
 
 import redis
 
-from turnout.batch.chunk import CLOSED_BYTES, LINES, MAX_ENTRY_BYTES, entry, packed
+from turnout.batch.chunk import CLOSED_BYTES, MAX_CHUNK_JOBS, MAX_ENTRY_BYTES, encoded_job, packed
 from turnout.batch.ids import Uniqueness
 from turnout.batch.jobs import PAGE, job_id
-from turnout.batch.line import Asked, Format, Line
+from turnout.batch.line import Format, Line, RequestOrProblem
 from turnout.errors import FULL, IntakeRefused, TurnoutError
 from turnout.ledger import Ledger
 from turnout.result import Problem
 
-HALF_KEPT_S = 3600
-"""How long a part of an input waits for the rest; so much, and no longer, is left by a submission that was killed."""
+PARTIAL_INPUT_TTL_S = 3600
+"""How long a part of an input waits for the rest. What a killed submission leaves expires after this time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Handed:
-    """A line of the input, without its request."""
+class IndexEntry:
+    """One line of the input in the batch's index: its job, or why it has none."""
 
     line: Line
     job: str = ""
     """Its job's id; empty for a line that can't be run."""
     shared: bool = False
-    """Whether the job is that of an identical line before it."""
+    """Whether it shares the job of an identical line before it."""
     problem: Problem | None = None
     """Why it can't be run."""
 
@@ -51,36 +51,38 @@ class Handed:
 
 
 def hand_over(
-    client: redis.Redis, ledger: Ledger, batch: str, lines: Iterable[tuple[Line, Asked]], dedupe: bool
+    client: redis.Redis, ledger: Ledger, batch: str, lines: Iterable[tuple[Line, RequestOrProblem]], dedupe: bool
 ) -> dict[str, int]:
-    """Put an input into Redis, chunk by chunk. Returns how many `lines` there are, how many `jobs` of their own, and
-    how many `shared` another's. dedupe: ask identical requests once."""
+    """Put an input into Redis, chunk by chunk. Returns how many `lines` there are, how many have `jobs` of their own,
+    and how many have a `shared` one. dedupe: ask identical requests once."""
     counts = {"lines": 0, "jobs": 0, "shared": 0}
     jobs, index, requests = Uniqueness(), list[str](), list[bytes]()
     for line, asked in lines:
         if isinstance(asked, Problem):
-            handed = Handed(line, problem=asked)
+            entry = IndexEntry(line, problem=asked)
         else:
             payload = asked.canonical_json()
             job = job_id(batch, line.url if dedupe else line.number, payload)
-            request = entry(job, payload)
+            request = encoded_job(job, payload)
             if len(request) > MAX_ENTRY_BYTES:
-                handed = Handed(line, problem=_too_large(line, len(request)))
+                entry = IndexEntry(line, problem=_too_large(line, len(request)))
             else:
-                handed = Handed(line, job, shared=dedupe and jobs.note(job, line.number) != line.number)
-                if not handed.shared:
+                entry = IndexEntry(line, job, shared=dedupe and jobs.note(job, line.number) != line.number)
+                if not entry.shared:
                     requests.append(request)
                     counts["jobs"] += 1
-        index.append(handed.to_json())
+        index.append(entry.to_json())
         counts["lines"] += 1
-        counts["shared"] += handed.shared
-        if len(index) >= LINES or sum(map(len, requests)) >= CLOSED_BYTES:
+        counts["shared"] += entry.shared
+        if len(index) >= MAX_CHUNK_JOBS or sum(map(len, requests)) >= CLOSED_BYTES:
             _put(client, ledger, batch, index, requests)
             index, requests = [], []
     _put(client, ledger, batch, index, requests)
     if (there := client.llen(ledger.keys.batch_lines(batch))) != counts["lines"]:
-        told = f"{there:,} of {counts['lines']:,} lines are in Redis, where the first wait"
-        raise TurnoutError(f"{told} {HALF_KEPT_S // 60} minutes for the next; submit them again, as a file")
+        missing = f"the first ones expired after {PARTIAL_INPUT_TTL_S // 60} minutes"
+        raise TurnoutError(
+            f"only {there:,} of {counts['lines']:,} lines are in Redis ({missing}): submit them again, from a file"
+        )
     return counts
 
 
@@ -98,15 +100,15 @@ def _put(client: redis.Redis, ledger: Ledger, batch: str, index: list[str], requ
             pipe.rpush(keys.batch_input(batch), packed(requests, batch, ledger.keyring))
         if index:
             pipe.rpush(keys.batch_lines(batch), *index)
-        pipe.expire(keys.batch_input(batch), HALF_KEPT_S)
-        pipe.expire(keys.batch_lines(batch), HALF_KEPT_S)
+        pipe.expire(keys.batch_input(batch), PARTIAL_INPUT_TTL_S)
+        pipe.expire(keys.batch_lines(batch), PARTIAL_INPUT_TTL_S)
         pipe.execute()
 
 
-def pages(client: redis.Redis, key: str) -> Iterator[list[Handed]]:
+def pages(client: redis.Redis, key: str) -> Iterator[list[IndexEntry]]:
     """The index, some hundred lines at a time."""
     start = 0
-    while found := client.lrange(key, start, start + PAGE - 1):
-        texts: Any = found
-        yield [Handed.of_json(text) for text in texts]
+    while reply := client.lrange(key, start, start + PAGE - 1):
+        texts: Any = reply
+        yield [IndexEntry.of_json(text) for text in texts]
         start += PAGE

@@ -8,7 +8,7 @@ import sqlite3
 from typing import Any
 
 from turnout.batch.journal import writing
-from turnout.batch.line import Asked, Format, Line
+from turnout.batch.line import Format, Line, RequestOrProblem
 from turnout.result import Problem
 from turnout.validation import MAX_ID_CHARS
 
@@ -16,8 +16,8 @@ _LEADING_ID = re.compile(rb'\s*\{\s*"(?:custom_id|id)"\s*:\s*("(?:[^"\\]|\\.)*")
 
 
 class Uniqueness:
-    """Finds ids that come twice: `note` tells which line had one first, `times` how often it came before. Beyond a few
-    megabytes, they are in a temporary file."""
+    """Finds duplicate ids: `note` returns the line that had one first, `times` how often it came before. Beyond a few
+    megabytes, they are kept in a temporary file."""
 
     def __init__(self) -> None:
         self._db = sqlite3.connect("")
@@ -32,20 +32,20 @@ class Uniqueness:
 
     def times(self, id: int) -> int:
         """How often it was asked about before."""
-        counted = "INSERT INTO ids VALUES (?, 0) ON CONFLICT DO UPDATE SET number = number + 1 RETURNING number"
-        before: int = self._run(counted, id).fetchone()[0]
+        count = "INSERT INTO ids VALUES (?, 0) ON CONFLICT DO UPDATE SET number = number + 1 RETURNING number"
+        before: int = self._run(count, id).fetchone()[0]
         return before
 
     def _run(self, statement: str, *values: str | int) -> sqlite3.Cursor:
         with writing("the ids of lines to a temporary file", "; TMPDIR may name another folder for it"):
             return self._db.execute(statement, values)
 
-    def check(self, line: Line, asked: Asked) -> Asked:
-        """What it asks; or a problem, if an earlier line has its id."""
+    def check(self, line: Line, asked: RequestOrProblem) -> RequestOrProblem:
+        """Its request; or a problem, if an earlier line has its id."""
         first = self.note(line.custom_id, line.number)
         if first == line.number or isinstance(asked, Problem):
             return asked
-        used = f"id {line.custom_id!r} was used on line {first} already; ids must be unique"
+        used = f"id {line.custom_id!r} was already used on line {first}; ids must be unique"
         return Problem(code="duplicate_custom_id", message=f"line {line.number}: {used}")
 
 
@@ -57,7 +57,7 @@ def usable_id(value: Any) -> str | int | None:
 
 
 def legible_id(raw: bytes, format: Format) -> str | int | None:
-    """The id of any line, also of one that can't be run: what it opens with, or its field; never a guess."""
+    """The id of any line, also of one that can't be run: what it starts with, or its field; never a guess."""
     if format is Format.TEXT:
         return None
     match = _LEADING_ID.match(raw)

@@ -1,9 +1,9 @@
-"""What a batch has come to so far, kept so that neither a kill nor a full disk loses a line that was done.
+"""A batch's results so far, kept so that neither a kill nor a full disk loses a finished line.
 
-An SQLite file beside the output (`OUT.journal`) has each result as it comes. A rerun goes on with what is missing:
-lines that were edited or added since, and failed ones if they are to be run again. A line that has its answer is known
-by its content, wherever it stands. The file stays when all lines have an answer, so that the same command never pays
-for one twice.
+An SQLite file next to the output (`OUT.journal`) has each result as it comes. A rerun goes on with what is missing:
+lines that were edited or added since, and failed ones if they are to be run again. An answered line is recognized by
+its content, wherever it stands. The file stays when all lines have an answer, so that the same command never pays for
+one twice.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ CREATE TABLE IF NOT EXISTS results (line INTEGER UNIQUE, digest INTEGER, job INT
 CREATE INDEX IF NOT EXISTS by_digest ON results (digest) WHERE status = 'succeeded';
 CREATE INDEX IF NOT EXISTS by_job ON results (job) WHERE job IS NOT NULL;
 """
-"""`line` is null where a result counts no longer, but for its money, and for a line that it may be the answer to."""
+"""`line` is null if a result no longer counts, except for its money, and as the answer of a line that may return."""
 RUN = "run-"
-"""How the ids of all batches begin that a `turnout run` feeds."""
+"""Prefix of the ids of batches that a `turnout run` feeds."""
 GOES_ON = "; what is done is kept, and the same command goes on"
 
 
@@ -37,16 +37,16 @@ class Unwritable(TurnoutError):
 
 
 class Journal:
-    """One batch's results. Use as a context manager, which keeps others from it, and `begin` before all else."""
+    """One batch's results. Use it as a context manager, which locks it, and call `begin` first."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.batch = ""
-        """The batch's id, as unique as its journal; '' as long as none was begun."""
+        """The batch's id, as unique as its journal; '' until one has begun."""
         self.tally = Tally()
-        """What it holds."""
+        """Of all results in it."""
         self.ended_before = False
-        """Whether an earlier run has come to its end."""
+        """Whether an earlier run came to its end."""
 
     def __enter__(self) -> Journal:
         with writing(self.path):
@@ -59,37 +59,37 @@ class Journal:
             except sqlite3.DatabaseError as error:
                 self._db.close()
                 if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-                    raise Unwritable(f"another `turnout run` is writing {self.path} at this moment") from None
+                    raise Unwritable(f"another `turnout run` is writing {self.path}") from None
                 raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(sqlite3.Error):  # a full disk, of which `write` or `sync` has told
+        with suppress(sqlite3.Error):  # a full disk, which `write` or `sync` has reported
             self._db.commit()
         self._db.close()
 
     def forget(self) -> None:
-        """Whatever it holds: the next `begin` begins anew."""
+        """Drop everything: the next `begin` starts a new batch."""
         with writing(self.path):
             self._db.executescript("BEGIN; DELETE FROM run; DELETE FROM results; COMMIT")
 
     def begin(self, options: Mapping[str, Any], retry_failed: bool = False) -> Tally:
-        """Take up the journal of an earlier run, or begin one. Returns what it holds, which is kept up to date.
+        """Continue an earlier run, or begin a new batch. Returns its tally, which is kept up to date.
 
-        options: what must be the same in all runs of a batch, for the jobs under way depend on it. Others may hold for
-        lines that are run again, once a run has come to its end. Raises Unwritable if they must not be others.
-        retry_failed: leave out lines that have no answer.
+        options: must be the same in all runs of a batch, because the jobs in flight depend on them; only after a run
+        has come to its end may they change for lines that are run again. Raises Unwritable if they have changed
+        otherwise. retry_failed: leave out lines that have no answer.
         """
         now = json.loads(json.dumps(dict(options)))
-        batch, told, ended = next(self._rows("SELECT * FROM run"), (f"{RUN}{uuid4().hex[:12]}", None, True))
+        batch, stored, ended = next(self._rows("SELECT * FROM run"), (f"{RUN}{uuid4().hex[:12]}", None, True))
         self.ended_before = bool(ended)
-        before = now if told is None else json.loads(told)
+        before = now if stored is None else json.loads(stored)
         changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         if changed and not (ended and retry_failed):
             listed = ", ".join(f"{name} ({before.get(name)}, now {now.get(name)})" for name in changed)
             raise Unwritable(
-                f"{self.path} was begun with other options: {listed}. Go on with the same ones, "
-                "or choose another output. Once all is done, --retry-failed may have others; so may --anew."
+                f"{self.path} belongs to a run with other options: {listed}. Use the same options, or another output "
+                "file. --anew, and after a complete run --retry-failed, may change them."
             )
         self.batch = batch
         with writing(self.path, GOES_ON):
@@ -98,9 +98,9 @@ class Journal:
             if retry_failed:
                 self._db.execute("UPDATE results SET line = NULL WHERE status != 'succeeded'")
             for line, entry in self._db.execute("SELECT line, entry FROM results"):
-                self.tally.pay(told := json.loads(entry))
+                self.tally.pay(numbers := json.loads(entry))
                 if line is not None:
-                    self.tally.count(told)
+                    self.tally.count(numbers)
         self.sync()
         self.tally.resumed = self.tally.finished
         return self.tally
@@ -110,15 +110,15 @@ class Journal:
         return any(self._rows("SELECT 1 FROM results WHERE line = ? AND digest = ?", line, digest))
 
     def move(self, line: int, digest: int, placed: Callable[[bytes], bytes]) -> bool:
-        """Give a line the answer that it had at another place of the input, if there is one.
+        """Give a line the answer that it had elsewhere in the input, if there is one.
 
-        placed: the line of output, as it is to read here.
+        placed: makes the line of output as it must read here.
         """
-        sought = "SELECT rowid, line, entry, rendered FROM results WHERE digest = ? AND status = 'succeeded'"
-        found = next(self._rows(sought, digest), None)
-        if found is None:
+        query = "SELECT rowid, line, entry, rendered FROM results WHERE digest = ? AND status = 'succeeded'"
+        result = next(self._rows(query, digest), None)
+        if result is None:
             return False
-        row, before, entry, rendered = found
+        row, before, entry, rendered = result
         with writing(self.path, GOES_ON):
             moved = (line, placed(rendered), row)
             self._db.execute("UPDATE results SET line = ?, rendered = ? WHERE rowid = ?", moved)
@@ -128,14 +128,14 @@ class Journal:
         return True
 
     def of_job(self, job: int) -> tuple[str, bytes] | None:
-        """The status of a job's line, and its line of output, if it was written with the job's name."""
-        sought = "SELECT status, rendered FROM results WHERE job = ? AND line IS NOT NULL"
-        return next(self._rows(sought, job), None)
+        """The status of a job's line, and its line of output, if `write` named the job."""
+        query = "SELECT status, rendered FROM results WHERE job = ? AND line IS NOT NULL"
+        return next(self._rows(query, job), None)
 
     def output(self, in_order: bool = True) -> Iterator[tuple[bool, bytes]]:
-        """The lines of output, each with whether it has an answer: in the input's order, or in that of their coming."""
-        kept = "SELECT status, rendered FROM results WHERE line IS NOT NULL ORDER BY "
-        for status, rendered in self._rows(kept + ("line" if in_order else "rowid")):
+        """The lines of output, each with whether it has an answer: in the input's order, or as they came."""
+        query = "SELECT status, rendered FROM results WHERE line IS NOT NULL ORDER BY "
+        for status, rendered in self._rows(query + ("line" if in_order else "rowid")):
             yield status == JobStatus.SUCCEEDED, rendered
 
     def drop(self, lines: range) -> None:
@@ -152,7 +152,7 @@ class Journal:
                 self._db.execute("UPDATE results SET line = NULL WHERE line >= ? AND line < ?", bounds)
 
     def write(self, line: int, digest: int, entry: Entry, rendered: bytes, job: int | None = None) -> None:
-        """Add one line's result. It is safe from the next `sync` on. job: the name by which `of_job` finds it."""
+        """Add one line's result. It is safe after the next `sync`. job: by which `of_job` finds it."""
         row = (line, digest, job, entry["status"], json.dumps(entry, separators=(",", ":")), rendered)
         with writing(self.path, GOES_ON):
             self._db.execute("INSERT INTO results VALUES (?, ?, ?, ?, ?, ?)", row)
@@ -160,32 +160,32 @@ class Journal:
         self.tally.pay(entry)
 
     def end(self) -> None:
-        """Note that no job of the batch is under way any more."""
+        """Note that no job of the batch is in flight any more."""
         with writing(self.path, GOES_ON):
             self._db.execute("UPDATE run SET ended = TRUE")
         self.sync()
 
     def sync(self) -> None:
-        """Put on disk what was written."""
+        """Write everything to disk."""
         with writing(self.path, GOES_ON):
             self._db.commit()
 
     def _rows(self, query: str, *values: int) -> Iterator[Any]:
         with writing(self.path, GOES_ON):
-            # `yield from`, left early, would close a cursor whose journal is closed.
+            # `yield from`, left early, would close a cursor of a closed journal.
             for row in self._db.execute(query, values):  # noqa: UP028
                 yield row
 
 
 @contextmanager
 def writing(path: object, advice: str = "") -> Iterator[None]:
-    """Raises Unwritable for what goes wrong with a file."""
+    """Raises Unwritable for errors of a file."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             raise Unwritable(
-                f"{path} is no journal of this release, or damaged. Move it away, or choose another output; "
-                "all lines are run again then."
+                f"{path} is not a journal of this release, or damaged. Move it away, or choose another output file; "
+                "then all lines are run again."
             ) from None
         raise Unwritable(f"can't write {path}: {getattr(error, 'strerror', error)}{advice}") from None

@@ -7,8 +7,8 @@ from typing import Any
 from turnout.batch.openai_request import EMBEDDINGS, RESPONSES
 from turnout.request import FinishReason, InferenceResponse
 
-_UNASKED: dict[str, Any] = {"parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "metadata": {}}
-"""What OpenAI's answer repeats of its request, as if nothing had been said of it."""
+_ECHOED: dict[str, Any] = {"parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "metadata": {}}
+"""What OpenAI's answer repeats of its request, with the defaults."""
 
 
 def response_body(url: str, response: InferenceResponse, job_id: str, created: int) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def _completion_body(response: InferenceResponse, job_id: str, created: int) -> 
     }
     if response.tool_calls:
         message["tool_calls"] = [call.model_dump(mode="json") for call in response.tool_calls]
-    if response.reasoning_content is not None:  # as DeepSeek itself gives it
+    if response.reasoning_content is not None:  # where DeepSeek puts it
         message["reasoning_content"] = response.reasoning_content
     finish = response.finish if response.finish in ("length", "tool_calls", "content_filter") else "stop"
     usage = response.usage
@@ -84,7 +84,7 @@ def _response_body(response: InferenceResponse, job_id: str, created: int) -> di
         "incomplete_details": {"reason": reason} if reason else None,
         "model": response.model_served,
         "output": output,
-        **_UNASKED,
+        **_ECHOED,
         "usage": {
             "input_tokens": usage.input_tokens,
             "input_tokens_details": of_input,

@@ -1,4 +1,4 @@
-"""A batch's output: under its name only when it is whole and on disk."""
+"""A batch's output: it gets its name only when it is complete and on disk."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from turnout.batch.journal import Unwritable, writing
 
 
 def check_places(output: str, errors: str | None = None, source: str = "-") -> None:
-    """Raises Unwritable if output would replace its own input, each other, or what is no regular file."""
+    """Raises Unwritable if outputs would replace their input, each other, or something that isn't a regular file."""
     seen = {} if source == "-" else {os.path.realpath(source): "the input"}
     for path, name in ((output, "the output"), (errors, "the file of errors")):
         if path is None or path == "-":
             continue
         with writing(path), contextlib.suppress(FileNotFoundError):
-            os.stat(path)  # a loop of symbolic links, say
-        place = Path(path)  # not resolved: a pipe has no path of its own
-        if (place.exists() and not place.is_file()) or path.startswith(("/dev/std", "/dev/fd/", "/proc/")):
-            raise Unwritable(f"can't write {path}: it is no regular file (- is standard output)")
-        if (folder := place.resolve().parent).exists() and not os.access(folder, os.W_OK):
+            os.stat(path)  # fails for a loop of symbolic links, for example
+        target = Path(path)  # not resolved: a pipe has no path of its own
+        if (target.exists() and not target.is_file()) or path.startswith(("/dev/std", "/dev/fd/", "/proc/")):
+            raise Unwritable(f"can't write {path}: it is not a regular file (- is standard output)")
+        if (folder := target.resolve().parent).exists() and not os.access(folder, os.W_OK):
             raise Unwritable(f"can't write {path}: its folder can't be written")
-        for written in (path, f"{place.resolve()}.tmp", f"{path}.journal"):
+        for written in (path, f"{target.resolve()}.tmp", f"{path}.journal"):
             if (other := seen.setdefault(os.path.realpath(written), name)) is not name:
-                raise Unwritable(f"{written} is {other}, and would be overwritten; choose another place for {name}")
+                raise Unwritable(f"{written} is {other}, and would be overwritten; choose another path for {name}")
 
 
 def write_output(
@@ -36,39 +36,39 @@ def write_output(
 ) -> Counter[bool]:
     """Write lines of output, each with whether it has an answer. Counts both kinds. Raises Unwritable.
 
-    path: `-` for standard output. errors: a place of their own for lines without an answer. advice: for the error.
+    path: `-` for standard output. errors: a separate path for lines without an answer. advice: added to the error.
     """
     written: Counter[bool] = Counter()
     with contextlib.ExitStack() as stack:
 
-        def opened(place: str) -> Callable[[bytes], object]:
-            return stack.enter_context(_standard_output(advice) if place == "-" else _replacing(place, advice))
+        def opened(path: str) -> Callable[[bytes], object]:
+            return stack.enter_context(_standard_output(advice) if path == "-" else _replacing(path, advice))
 
-        answer = opened(path)
-        other = answer if errors in (None, path) else opened(errors)
+        write_answer = opened(path)
+        write_error = write_answer if errors in (None, path) else opened(errors)
         for answered, line in lines:
-            (answer if answered else other)(line)
+            (write_answer if answered else write_error)(line)
             written[answered] += 1
     return written
 
 
 @contextlib.contextmanager
 def _standard_output(advice: str) -> Iterator[Callable[[bytes], object]]:
-    # Not `sys.stdout`, which would try once more at the end of Python what could not be written.
+    # Not `sys.stdout`, which at Python's exit would try again to write what could not be written.
     with writing("standard output", advice), open(1, "wb", closefd=False) as file:
         yield file.write
 
 
 @contextlib.contextmanager
 def _replacing(path: str, advice: str) -> Iterator[Callable[[bytes], object]]:
-    """Writes a file that takes its name when it is whole and on disk; cut off before, it leaves nothing. A symbolic
-    link stays one, and what is replaced leaves its permissions."""
-    place = Path(path).resolve()
-    temporary = Path(f"{place}.tmp")
+    """Writes a file that gets its name when it is complete and on disk. If interrupted, it leaves nothing. A symbolic
+    link stays one, and the permissions of a replaced file are kept."""
+    target = Path(path).resolve()
+    temporary = Path(f"{target}.tmp")
     try:
         with writing(path, advice):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            earlier = place.stat() if place.exists() else None
+            target.parent.mkdir(parents=True, exist_ok=True)
+            earlier = target.stat() if target.exists() else None
             with open(temporary, "wb", opener=partial(os.open, mode=0o600 if earlier else 0o666)) as file:
                 yield file.write
                 file.flush()
@@ -76,8 +76,8 @@ def _replacing(path: str, advice: str) -> Iterator[Callable[[bytes], object]]:
                     with contextlib.suppress(OSError):  # not every file system has permissions
                         os.fchmod(file.fileno(), stat.S_IMODE(earlier.st_mode))
                 os.fsync(file.fileno())
-            temporary.replace(place)
+            temporary.replace(target)
     except BaseException:
-        with contextlib.suppress(OSError):  # of which was told already, of this file and no other
+        with contextlib.suppress(OSError):  # this very file's error was already raised
             temporary.unlink()
         raise

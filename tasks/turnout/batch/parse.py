@@ -1,10 +1,10 @@
-"""One line of a batch file → one request, or the reason why it is none. Pure, and never raises.
+"""One line of a batch file → one request, or the reason why it isn't one. Pure, and never raises.
 
-Three formats, told apart by a file's name, and by its first line that is legible:
+Three formats, recognized by a file's name or by its first legible line:
 
     plain    {"prompt" | "messages" | "input": …, "model": …, "constraints": {…}, "id": …}, or a JSON string
     openai   {"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {…}}
-    text     each line is a prompt as it stands (a file that is called .txt)
+    text     each line is a prompt as it stands (a file named .txt)
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pydantic_core import from_json
 
 from turnout.batch import openai_request
 from turnout.batch.ids import legible_id, usable_id
-from turnout.batch.line import Asked, Defaults, Format, Line, RawLine, Unusable
+from turnout.batch.line import BadLine, Defaults, Format, Line, RawLine, RequestOrProblem
 from turnout.request import InferenceRequest, merged_fields
 from turnout.result import Problem
 from turnout.validation import MAX_ID_CHARS, explain
 
 
 def detect(line: bytes) -> Format | None:
-    """The format of a file, by its first line that tells; None: this one doesn't."""
+    """The format of a file, if this line shows it."""
     try:
         value = from_json(line.removeprefix(BOM_UTF8))
     except ValueError:
@@ -35,85 +35,85 @@ def detect(line: bytes) -> Format | None:
     return Format.PLAIN if isinstance(value, dict | str) else None
 
 
-def parse(raw: RawLine, defaults: Defaults = Defaults()) -> tuple[Line, Asked]:
-    """Read one line. One that can't be run keeps its id where that is legible."""
+def parse(raw: RawLine, defaults: Defaults = Defaults()) -> tuple[Line, RequestOrProblem]:
+    """Read one line. One that can't be run keeps its id if that is legible."""
     number, data, format = raw.number, raw.data, raw.format
     try:
         if len(data) > raw.max_bytes:
-            raise Unusable(
+            raise BadLine(
                 f"the line is longer than {raw.max_bytes:,} bytes; --max-line-bytes allows longer ones", "too_large"
             )
         if raw.flaw:
-            raise Unusable(raw.flaw)
+            raise BadLine(raw.flaw)
         if format is Format.TEXT:
             line, fields = Line(number, None, format), {"prompt": _as_text(data)}
         else:
             line, fields = (_openai if format is Format.OPENAI else _plain)(_decoded(data), number)
         return line, _request(fields, defaults)
-    except Unusable as error:
+    except BadLine as error:
         problem = Problem(code=error.code, message=f"line {number}: {error.message}")
         return Line(number, legible_id(data, format), format), problem
 
 
 def _decoded(raw: bytes) -> Any:
-    """The value of JSON that any reader takes: no NaN, no half surrogate pair, nested some 200 levels deep at most."""
+    """The value of JSON that any reader accepts: no NaN, no lone surrogate, at most some 200 levels deep."""
     try:
         return from_json(raw.removeprefix(BOM_UTF8), allow_inf_nan=False)
     except ValueError as error:
-        raise Unusable(f"not JSON: {error}".replace(" line 1 column", " column"), "invalid_json") from None
+        raise BadLine(f"not JSON: {error}".replace(" line 1 column", " column"), "invalid_json") from None
 
 
 def _as_text(raw: bytes) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Unusable(f"byte {error.start + 1} is not valid UTF-8") from None
+        raise BadLine(f"byte {error.start + 1} is not valid UTF-8") from None
 
 
 def _plain(value: Any, number: int) -> tuple[Line, dict[str, Any]]:
     if isinstance(value, str):
         value = {"prompt": value}
     if not isinstance(value, dict):
-        raise Unusable(f"must be a JSON object or string, not {_kind(value)}")
+        raise BadLine(f"must be a JSON object or string, not {_kind(value)}")
     custom_id = None
-    if (given := value.pop("id", None)) is not None and (custom_id := usable_id(given)) is None:
-        raise Unusable(f"id: must be a whole number, or 1 to {MAX_ID_CHARS} printable characters")
+    if (id := value.pop("id", None)) is not None and (custom_id := usable_id(id)) is None:
+        raise BadLine(f"id: must be a whole number, or 1 to {MAX_ID_CHARS} printable characters")
     return Line(number, custom_id), value
 
 
 def _openai(value: Any, number: int) -> tuple[Line, dict[str, Any]]:
     if not isinstance(value, dict):
-        raise Unusable(f"must be a JSON object, not {_kind(value)}")
+        raise BadLine(f"must be a JSON object, not {_kind(value)}")
     if "params" in value:
-        raise Unusable(
-            "params: this is Anthropic's format of batches, which isn't read; OpenAI's is, and the plain one, "
+        raise BadLine(
+            "params: Anthropic's batch format isn't supported; use OpenAI's, or the plain one, "
             'for any provider: {"id": …, "messages": […], "model": …}'
         )
     if unknown := value.keys() - {"custom_id", "method", "url", "body", "constraints"}:
-        raise Unusable(f"{min(unknown)}: unknown field")
+        raise BadLine(f"{min(unknown)}: unknown field")
     custom_id = usable_id(value.get("custom_id"))
     if not isinstance(custom_id, str):
-        raise Unusable(f"custom_id: must be a text of 1 to {MAX_ID_CHARS} printable characters")
+        raise BadLine(f"custom_id: must be a text of 1 to {MAX_ID_CHARS} printable characters")
     if value.get("method", "POST") != "POST":
-        raise Unusable('method: must be "POST"')
+        raise BadLine('method: must be "POST"')
     url, body = value.get("url"), value.get("body")
     if not isinstance(body, dict):
-        raise Unusable(f"body: must be a JSON object, not {_kind(body)}")
+        raise BadLine(f"body: must be a JSON object, not {_kind(body)}")
     fields = openai_request.request_fields(url, body)
     if (constraints := value.get("constraints")) is not None:
         fields["constraints"] = constraints
     return Line(number, custom_id, Format.OPENAI, str(url)), fields
 
 
-_AS_IT_IS = {"tools", "response_format", "extras"}
+_NULLS_KEPT = {"tools", "response_format", "extras"}
 """Fields with JSON schemas and vendors' own options, in which null may have a meaning."""
 
 
-def _given(value: Any) -> Any:
-    """Without what is null, at any depth: that means not given, as in the struct of a Parquet row."""
+def _without_nulls(value: Any) -> Any:
+    """Null means absent, at any depth, as in the struct of a Parquet row."""
     if isinstance(value, dict):
-        return {name: _given(inner) for name, inner in value.items() if inner is not None}
-    return [*map(_given, value)] if isinstance(value, list) else value
+        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [*map(_without_nulls, value)] if isinstance(value, list) else value
 
 
 def _kind(value: Any) -> str:
@@ -122,13 +122,17 @@ def _kind(value: Any) -> str:
 
 
 def _request(fields: dict[str, Any], defaults: Defaults) -> InferenceRequest:
-    given = {name: value if name in _AS_IT_IS else _given(value) for name, value in fields.items() if value is not None}
-    fields = merged_fields(defaults.request, {"constraints": defaults.constraints}, given)
+    own = {
+        name: value if name in _NULLS_KEPT else _without_nulls(value)
+        for name, value in fields.items()
+        if value is not None
+    }
+    merged = merged_fields(defaults.request, {"constraints": defaults.constraints}, own)
     try:
-        # Written out once more, for JSON has strict types where Python's objects don't.
-        text = json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
+        # Through JSON, which is validated with strict types, while Python's objects are not.
+        text = json.dumps(merged, ensure_ascii=False, allow_nan=False).encode()
         return InferenceRequest.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise Unusable(explain(error)) from None
+        raise BadLine(explain(error)) from None
     except ValueError:
-        raise Unusable("a text is not UTF-8, or a number is too large") from None
+        raise BadLine("a text is not UTF-8, or a number is too large") from None

@@ -21,9 +21,9 @@ from turnout.value import Value
 logger = logging.getLogger(__name__)
 
 DETACHED = "batch-"
-"""How the ids of all detached batches begin, and of no `turnout run`'s."""
+"""Prefix of the ids of all detached batches, and of no `turnout run`'s."""
 KEPT_S = 7 * 86_400
-"""How long a batch is kept, from when it is submitted or, if it takes longer, from its end."""
+"""How long a batch is kept after it was submitted or, if it takes longer, after its end."""
 
 
 class State(StrEnum):
@@ -33,7 +33,7 @@ class State(StrEnum):
 
 
 class Record(Value, extra="ignore"):
-    """A batch at a glance. Aliases are names in Redis; another release may have more."""
+    """A batch at a glance. Aliases are its names in Redis, where another release may have more."""
 
     id: str
     source: str
@@ -41,13 +41,13 @@ class Record(Value, extra="ignore"):
     submitted_at: float = Field(validation_alias="at")
     lines: int
     jobs: int
-    """Lines that are requests of their own; the others are bad, or share the job of an identical one."""
+    """Lines with a job of their own; the others are invalid, or share the job of an identical line."""
     shared: int
     fed: int
     chunks_fed: int = Field(validation_alias="next")
     max_cost_microusd: int | None = None
     settled: dict[str, int]
-    """Jobs that have ended, by how."""
+    """Ended jobs, by status."""
 
     @property
     def under_way(self) -> int:
@@ -55,7 +55,7 @@ class Record(Value, extra="ignore"):
 
     @property
     def counts(self) -> dict[str, int]:
-        """Jobs by where they stand, and the lines that are none of their own."""
+        """Jobs by state, and the lines without one of their own."""
         counts, ended = Counter(self.settled), sum(self.settled.values())
         counts["under_way"] = self.under_way
         counts["cancelled" if self.state is State.CANCELLED else "waiting"] += self.jobs - max(self.fed, ended)
@@ -65,7 +65,7 @@ class Record(Value, extra="ignore"):
 
     @property
     def to_feed(self) -> bool:
-        """There is more to be fed."""
+        """There is more to feed."""
         return self.state is not State.CANCELLED and self.fed < self.jobs
 
     @property
@@ -84,13 +84,13 @@ class Record(Value, extra="ignore"):
 
 
 def read_record(keys: Keys, id: str) -> Operation[Record | None]:
-    """None: there is no such batch. Raises TurnoutError for one that can't be read."""
+    """None: there is no such batch. Its decoding raises TurnoutError for one that can't be read."""
 
     def decode(reply: Mapping[bytes, bytes]) -> Record | None:
-        told = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in reply.items()}
-        settled = {status.value: count for status in JobStatus if (count := told.pop(status, "0")) != "0"}
+        fields = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in reply.items()}
+        settled = {status.value: count for status in JobStatus if (count := fields.pop(status, "0")) != "0"}
         try:
-            return Record.model_validate({"id": id, "settled": settled, **told}) if told else None
+            return Record.model_validate({"id": id, "settled": settled, **fields}) if fields else None
         except ValidationError as error:
             what = f"batch {printable(id)} was changed in Redis, or is of another release"
             raise TurnoutError(f"{what}: {explain(error)}") from None
@@ -98,15 +98,15 @@ def read_record(keys: Keys, id: str) -> Operation[Record | None]:
     return Operation(("HGETALL", keys.batch(id)), decode)
 
 
-def read_if_known(keys: Keys, id: str) -> Operation[Record | None]:
-    """The same among others, from which one that can't be read is to keep nobody: the log tells of it."""
-    call = read_record(keys, id)
+def read_or_log(keys: Keys, id: str) -> Operation[Record | None]:
+    """The same for many batches: one that can't be read is logged, so that the others can be used."""
+    operation = read_record(keys, id)
 
     def decode(reply: Any) -> Record | None:
         try:
-            return call.decode(reply)
+            return operation.decode(reply)
         except TurnoutError as error:
             logger.error("%s", error)
             return None
 
-    return replace(call, decode=decode)
+    return replace(operation, decode=decode)

@@ -13,19 +13,20 @@ from turnout.value import compact_json
 
 _CONTENT = {"text", "tool_calls", "refusal", "reasoning_content", "embeddings", "finish", "warnings"}
 _CALLERS_FAULT = {"invalid_request", "context_length", "content_filtered", "unsupported"}
-"""OpenAI's error lines carry a 400 for a job that failed as these, a 500 for any other that was called."""
-_OPENAIS_CODE = {
+"""Failures for which OpenAI's error lines carry a 400; any other failed call gets a 500."""
+_OPENAI_CODES = {
     "context_length": "context_length_exceeded",
     "content_filtered": "content_filter",
     "rate_limited": "rate_limit_exceeded",
     "billing": "insufficient_quota",
     "unauthorized": "invalid_api_key",
 }
-"""Its names of failures that we call otherwise, for those who look for them. What we call `unsupported` has several."""
+"""OpenAI's names for failures that we name differently, for programs that expect them. Our `unsupported` has
+several."""
 
 
 def never_run(problem: Problem) -> JobResult:
-    """A line that can't be run ends as a failed one, and never was a job."""
+    """The result of a line that can't be run: it failed, and never was a job."""
     return JobResult(id="", status=JobStatus.FAILED, error=problem)
 
 
@@ -42,14 +43,14 @@ def reason(rendered: bytes) -> str:
 
 
 def moved(rendered: bytes, line: Line) -> bytes:
-    """A line of output, where its line of the input has moved."""
+    """A line of output whose line of the input has moved."""
     if line.format is Format.OPENAI:
         return rendered
     return _written(json.loads(rendered) | {"id": line.id, "line": line.number})
 
 
 def copied(rendered: bytes, line: Line) -> bytes:
-    """A line of output, as a further line of the same request has it: it cost nothing more, and took no attempt."""
+    """The same answer for another line with the same request: it cost nothing more, and took no attempt."""
     value = json.loads(rendered)
     if line.format is Format.OPENAI:
         value |= {"id": f"{value['id']}_{line.number}", "custom_id": line.custom_id}
@@ -63,10 +64,10 @@ def _written(value: dict[str, Any]) -> bytes:
 
 
 def _plain(line: Line, result: JobResult) -> dict[str, Any]:
-    return {"id": line.id, "line": line.number, **told(result)}
+    return {"id": line.id, "line": line.number, **result_fields(result)}
 
 
-def told(result: JobResult) -> dict[str, Any]:
+def result_fields(result: JobResult) -> dict[str, Any]:
     """How a job ended, in plain values, without its id."""
     response, last = result.response, result.attempts[-1] if result.attempts else None
     error = result.error
@@ -87,10 +88,10 @@ def told(result: JobResult) -> dict[str, Any]:
 
 
 def _content(response: InferenceResponse) -> dict[str, Any]:
-    told = response.model_dump(mode="json", include=_CONTENT, exclude_defaults=True) | {"text": response.text}
-    if response.tool_calls:  # whole, so that they can be given back as they are
-        told["tool_calls"] = [call.model_dump(mode="json") for call in response.tool_calls]
-    return told
+    content = response.model_dump(mode="json", include=_CONTENT, exclude_defaults=True) | {"text": response.text}
+    if response.tool_calls:  # complete, so that they can be sent back as they are
+        content["tool_calls"] = [call.model_dump(mode="json") for call in response.tool_calls]
+    return content
 
 
 def _usd(microusd: int) -> float:
@@ -98,18 +99,18 @@ def _usd(microusd: int) -> float:
 
 
 def _attempt(attempt: Attempt) -> dict[str, Any]:
-    told: dict[str, Any] = {"endpoint": attempt.endpoint, "duration_s": round(attempt.duration_s, 3)}
+    fields: dict[str, Any] = {"endpoint": attempt.endpoint, "duration_s": round(attempt.duration_s, 3)}
     if attempt.failure is not None:
-        told |= {"failure": attempt.failure, "message": attempt.message}
-    return told
+        fields |= {"failure": attempt.failure, "message": attempt.message}
+    return fields
 
 
-def _beside(response: InferenceResponse) -> dict[str, Any]:
-    """What OpenAI's format has no place for, under a name that its readers pass over; nothing if there is nothing."""
-    told: dict[str, Any] = {"warnings": response.warnings} if response.warnings else {}
+def _extension(response: InferenceResponse) -> dict[str, Any]:
+    """What OpenAI's format has no place for, under a name that its readers ignore; empty if there is nothing."""
+    fields: dict[str, Any] = {"warnings": response.warnings} if response.warnings else {}
     if (source := response.usage.source) != "reported":
-        told["usage"] = {"source": source}
-    return {"turnout": told} if told else {}
+        fields["usage"] = {"source": source}
+    return {"turnout": fields} if fields else {}
 
 
 def _openai(line: Line, result: JobResult) -> dict[str, Any]:
@@ -124,13 +125,13 @@ def _openai(line: Line, result: JobResult) -> dict[str, Any]:
             "request_id": f"simulated-{request_id}" if response.simulated else request_id,
             "body": response_body(line.url, response, id, created),
         }
-        value |= _beside(response)
+        value |= _extension(response)
     elif result.status is JobStatus.FAILED and result.attempts:
         status, kind = (400, "invalid_request_error") if problem.code in _CALLERS_FAULT else (500, "server_error")
-        code = _OPENAIS_CODE.get(problem.code, problem.code)
+        code = _OPENAI_CODES.get(problem.code, problem.code)
         error = {"message": problem.message, "type": kind, "param": None, "code": code}
         value["response"] = {"status_code": status, "request_id": id, "body": {"error": error}}
     else:
-        ended = {JobStatus.EXPIRED: "batch_expired", JobStatus.CANCELLED: "batch_cancelled"}
-        value["error"] = {"code": ended.get(result.status, problem.code), "message": problem.message}
+        codes = {JobStatus.EXPIRED: "batch_expired", JobStatus.CANCELLED: "batch_cancelled"}
+        value["error"] = {"code": codes.get(result.status, problem.code), "message": problem.message}
     return value

@@ -16,18 +16,18 @@ from queue import Empty, Queue
 from typing import IO, cast
 
 from turnout.batch.ids import Uniqueness
-from turnout.batch.line import MAX_LINE_BYTES, Asked, Defaults, Format, Line, RawLine
+from turnout.batch.line import MAX_LINE_BYTES, Defaults, Format, Line, RawLine, RequestOrProblem
 from turnout.batch.parse import detect, parse
-from turnout.batch.table import NoTable, Row, csv_rows, parquet_rows
+from turnout.batch.table import BadTable, Row, csv_rows, parquet_rows
 from turnout.errors import TurnoutError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-AHEAD = 64
-"""Lines that are read ahead of an input that waits for its writer."""
-LATE_S = 0.01
-"""How long a line of it is waited for until it is called late."""
-MOST_UNTOLD = 20
-"""How many illegible lines are held, each of a megabyte at most, until one tells the format of the file."""
+READ_AHEAD = 64
+"""Most lines read ahead from an input whose writer may be slow."""
+ARRIVAL_TIMEOUT_S = 0.01
+"""How long to wait for its next line before reporting that none has arrived."""
+MAX_UNDETECTED = 20
+"""Most illegible lines held, each of at most a megabyte, until one shows the format of the file."""
 
 
 class SourceError(TurnoutError):
@@ -46,8 +46,8 @@ class Source:
         return "standard input" if self.path == "-" else self.path
 
     @property
-    def waits_for_nobody(self) -> bool:
-        """Whether it is a file, which has all of its lines at once."""
+    def is_regular_file(self) -> bool:
+        """Whether all of its lines are there already."""
         return self.path != "-" and Path(self.path).is_file()
 
     def check(self) -> None:
@@ -56,31 +56,31 @@ class Source:
             next(iter(self), None)
 
     def count(self) -> int | None:
-        """How many lines it has; None where that would mean reading it all twice the hard way."""
-        if not self.waits_for_nobody or Path(self.path).suffix.lower() not in (".jsonl", ".ndjson", ".txt"):
+        """How many lines it has; None if counting would mean parsing it all twice."""
+        if not self.is_regular_file or Path(self.path).suffix.lower() not in (".jsonl", ".ndjson", ".txt"):
             return None
         try:
             return sum(1 for _ in self)
-        except SourceError:  # what is wrong is told where its lines are run
+        except SourceError:  # reported when its lines are run
             return None
 
     def __iter__(self) -> Iterator[RawLine]:
         """Every line that isn't blank, numbered as an editor would; raises SourceError."""
         try:
             yield from self._lines()
-        except (OSError, EOFError, zlib.error, NoTable) as error:
+        except (OSError, EOFError, zlib.error, BadTable) as error:
             reason = getattr(error, "strerror", None) or error
             raise SourceError(f"can't read {self.name}: {reason}") from error
 
     def arriving(self) -> Iterator[RawLine | None]:
-        """The same; None: the next one is late, as of standard input, or of a pipe.
+        """The same; None: the next line hasn't arrived yet, as on standard input or a pipe.
 
-        A thread of its own reads it: who waits for a writer can't be interrupted.
+        A separate thread reads it, because waiting for a writer can't be interrupted.
         """
-        if self.waits_for_nobody:
+        if self.is_regular_file:
             yield from self
             return
-        lines: Queue[RawLine | BaseException | None] = Queue(AHEAD)
+        lines: Queue[RawLine | BaseException | None] = Queue(READ_AHEAD)
 
         def read() -> None:
             try:
@@ -93,15 +93,15 @@ class Source:
         threading.Thread(target=read, name="reading", daemon=True).start()
         while True:
             try:
-                found = lines.get(timeout=LATE_S)
+                line = lines.get(timeout=ARRIVAL_TIMEOUT_S)
             except Empty:
                 yield None
                 continue
-            if found is None:
+            if line is None:
                 return
-            if isinstance(found, BaseException):
-                raise found
-            yield found
+            if isinstance(line, BaseException):
+                raise line
+            yield line
 
     def _lines(self) -> Iterator[RawLine]:
         suffix = Path(self.path.lower().removesuffix(".gz")).suffix
@@ -113,15 +113,15 @@ class Source:
                 text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
                 yield from self._of_table(csv_rows(text, DELIMITERS[suffix]))
                 return
-            format = Format.TEXT if suffix == ".txt" else None  # the others tell theirs by a line
-            untold: list[tuple[int, bytes]] = []  # until then; their results read as those of the others
+            format = Format.TEXT if suffix == ".txt" else None  # others show theirs in a line
+            undetected: list[tuple[int, bytes]] = []  # held until then, so that all results have one format
             for line in _split(file, self.max_line_bytes):
-                untold.append(line)
+                undetected.append(line)
                 format = format or detect(line[1])
-                if format or len(untold) == MOST_UNTOLD:
-                    yield from (self._raw(*one, format or Format.PLAIN) for one in untold)
-                    untold.clear()
-            yield from (self._raw(*one) for one in untold)
+                if format or len(undetected) == MAX_UNDETECTED:
+                    yield from (self._raw(*one, format or Format.PLAIN) for one in undetected)
+                    undetected.clear()
+            yield from (self._raw(*one) for one in undetected)
 
     def _of_table(self, rows: Iterable[Row]) -> Iterator[RawLine]:
         for number, (fields, flaw) in enumerate(rows, 1):
@@ -136,8 +136,8 @@ class Source:
         return RawLine(number, data, format, flaw, self.max_line_bytes)
 
 
-def read(source: Source, defaults: Defaults) -> Iterator[tuple[Line, Asked]]:
-    """Every line of an input, and what it asks. Raises SourceError."""
+def read(source: Source, defaults: Defaults) -> Iterator[tuple[Line, RequestOrProblem]]:
+    """Every line of an input, with its request or problem. Raises SourceError."""
     unique = Uniqueness()
     for raw in source:
         line, asked = parse(raw, defaults)
@@ -146,13 +146,13 @@ def read(source: Source, defaults: Defaults) -> Iterator[tuple[Line, Asked]]:
 
 @contextmanager
 def _opened(path: str) -> Iterator[IO[bytes]]:
-    # Not `sys.stdin`, whose lock Python wants at its end, though a thread of ours may be waiting there.
+    # Not `sys.stdin`, whose lock Python needs at exit, while a thread of ours may be waiting there.
     with open(0, "rb", closefd=False) if path == "-" else Path(path).open("rb") as file:
-        begins = file.peek(2)[:2]
-        if begins in (BOM_UTF16_LE, BOM_UTF16_BE):
+        head = file.peek(2)[:2]
+        if head in (BOM_UTF16_LE, BOM_UTF16_BE):
             raise SourceError(f"{path} is UTF-16; save it as UTF-8")
-        if begins == b"\x1f\x8b":
-            with gzip.GzipFile(fileobj=file) as unpacked:  # which leaves the file open
+        if head == b"\x1f\x8b":
+            with gzip.GzipFile(fileobj=file) as unpacked:  # leaves the file open
                 yield cast(IO[bytes], unpacked)
         else:
             yield file
@@ -163,7 +163,7 @@ def _split(file: IO[bytes], max_bytes: int) -> Iterator[tuple[int, bytes]]:
     while data := file.readline(max_bytes + 2):
         number += 1
         line = data.rstrip(b"\r\n")[: max_bytes + 1]
-        while data and not data.endswith(b"\n"):  # too long, or the last: pass over the rest of it
+        while data and not data.endswith(b"\n"):  # too long, or the last: skip the rest of it
             data = file.readline(max_bytes)
         if line.strip():
             yield number, line

@@ -1,4 +1,4 @@
-"""What a batch has come to: counts, money, and each provider's part in it."""
+"""A batch's totals: counts, money, and each provider's share."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any
 from turnout.result import JobResult, JobStatus
 
 Entry = dict[str, Any]
-"""The numbers of one line, see `entry`."""
+"""The numbers of one line, see `numbers_of`."""
 
 
 @dataclass(slots=True)
 class ProviderTally:
-    """One provider's part. Failures are calls; jobs are those that it finished."""
+    """One provider's share. Failures are calls; jobs are those that it finished."""
 
     jobs: int = 0
     failures: int = 0
     failovers_in: int = 0
-    """Jobs that it finished after another provider had failed them."""
+    """Jobs that it finished after another provider had failed."""
     failovers_out: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cost_microusd: int = 0
     simulated: bool = False
     latencies: Counter[float] = field(default_factory=Counter)
-    """Of its jobs, in seconds of three digits: any number of jobs are some thousand numbers at most."""
+    """Of its jobs, in seconds of three digits, so that any number of jobs gives at most some thousand values."""
 
     def latency(self, share: float) -> float | None:
-        """The one that this share of its jobs did not pass; None if there are none."""
+        """The latency that this share of its jobs did not exceed; None if it has no jobs."""
         rank = math.ceil(share * self.latencies.total())
         for seconds, count in sorted(self.latencies.items()):
             rank -= count
@@ -48,15 +48,15 @@ class Tally:
     done: Counter[str] = field(default_factory=Counter)
     """By status, `invalid` for lines that could not be run, or `refused` for those that nothing could serve."""
     resumed: int = 0
-    """Of these, found done when the command began."""
+    """Of these, done before the command began."""
     shared: int = 0
-    """Of these, answered by what an identical line was answered."""
+    """Of these, answered with the answer of an identical line."""
     failovers: int = 0
     deferrals: int = 0
     cost_microusd: int = 0
     unsure_microusd: int = 0
     unpriced: int = 0
-    """Calls whose price nobody knows."""
+    """Calls of unknown price."""
     warned: int = 0
     """Answers with warnings."""
     providers: dict[str, ProviderTally] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Tally:
         return self.providers.setdefault(name, ProviderTally())
 
     def count(self, entry: Entry, by: int = 1) -> None:
-        """Count one line's entry, as `entry` below makes it, but for its money; by -1: take it back."""
+        """Count one line, except its money; by -1: take it back. entry: from `numbers_of`."""
         self.done[entry["status"]] += by
         self.shared += by * entry.get("shared", False)
         self.failovers += by * entry.get("failovers", 0)
@@ -95,19 +95,19 @@ class Tally:
             self.warned += by * entry.get("warned", False)
 
     def pay(self, entry: Entry) -> None:
-        """Count its money, which stays spent whatever becomes of the line."""
+        """Count its money, which stays spent whatever happens to the line."""
         self.unsure_microusd += entry.get("unsure", 0)
         for name, cost_microusd in entry.get("costs", {}).items():
             self.cost_microusd += cost_microusd
             self.provider(name).cost_microusd += cost_microusd
 
 
-def entry(result: JobResult) -> Entry:
-    """The numbers of one result that a tally needs; kept beside the line, so that a resumed run counts it too."""
+def numbers_of(result: JobResult) -> Entry:
+    """The numbers of one result that a tally needs; stored with the line, so that a resumed run counts it too."""
     costs: Counter[str] = Counter()
     for attempt in result.attempts:
         costs[attempt.provider] += attempt.cost_microusd
-    told: Entry = {"status": result.status.value}
+    numbers: Entry = {"status": result.status.value}
     sparse: Entry = {
         "failovers": result.failovers,
         "deferrals": result.deferrals,
@@ -116,7 +116,7 @@ def entry(result: JobResult) -> Entry:
         "failed_at": [attempt.provider for attempt in result.attempts if not attempt.succeeded],
     }
     if (response := result.response) is not None:
-        told |= {
+        numbers |= {
             "provider": response.provider,
             "in": response.usage.input_tokens,
             "out": response.usage.output_tokens,
@@ -127,4 +127,4 @@ def entry(result: JobResult) -> Entry:
             "simulated": response.simulated,
             "warned": bool(response.warnings),
         }
-    return told | {name: value for name, value in sparse.items() if value}
+    return numbers | {name: value for name, value in sparse.items() if value}

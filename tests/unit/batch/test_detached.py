@@ -18,7 +18,7 @@ import redis
 import redis.asyncio
 from tests.tcp_proxy import between
 
-from turnout.batch.chunk import chunk_jobs, entry
+from turnout.batch.chunk import chunk_jobs, encoded_job
 from turnout.batch.detached import Batches
 from turnout.batch.handover import pages
 from turnout.batch.line import MAX_LINE_BYTES, Defaults, RawLine
@@ -62,7 +62,7 @@ async def feeding(redis_url: str) -> AsyncIterator[BatchFeeding]:
 def test_a_batch_is_there_when_all_of_it_is_and_half_of_one_is_kept_for_an_hour(
     flushed: redis.Redis, batches: Batches, source: Interrupted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("turnout.batch.handover.LINES", 1)
+    monkeypatch.setattr("turnout.batch.handover.MAX_CHUNK_JOBS", 1)
     Path(source.path).write_text("A?\nB?\n")
     lives = []
 
@@ -83,10 +83,10 @@ def test_a_batch_is_there_when_all_of_it_is_and_half_of_one_is_kept_for_an_hour(
 def test_a_batch_whose_first_lines_have_expired_before_the_last_one_came_is_none(
     flushed: redis.Redis, batches: Batches, source: Interrupted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("turnout.batch.handover.LINES", 1)
+    monkeypatch.setattr("turnout.batch.handover.MAX_CHUNK_JOBS", 1)
     Path(source.path).write_text("A?\nB?\n")
     monkeypatch.setattr(Interrupted, "happens", staticmethod(flushed.flushdb))
-    with pytest.raises(TurnoutError, match=r"^0 of 2 lines are in Redis"):
+    with pytest.raises(TurnoutError, match=r"^only 0 of 2 lines are in Redis"):
         batches.submit(source, Defaults())
     assert not flushed.keys()
 
@@ -285,7 +285,7 @@ async def test_a_chunk_that_would_fill_a_workers_memory_is_not_unpacked_and_trie
     keys = Ledger().keys
     large, many, known = (batches.submit(source, Defaults()) for _ in range(3))
     flushed.lset(keys.batch_input(large), 0, zlib.compress(bytes(100_000_000)))
-    flushed.lset(keys.batch_input(many), 0, zlib.compress(b"\n".join([entry("j", '{"prompt":"A?"}')] * 1000)))
+    flushed.lset(keys.batch_input(many), 0, zlib.compress(b"\n".join([encoded_job("j", '{"prompt":"A?"}')] * 1000)))
     tracemalloc.start()
     for _ in range(3):
         await feeding.round()

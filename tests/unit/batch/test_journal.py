@@ -143,7 +143,7 @@ def test_a_journal_keeps_its_batch_and_refuses_other_options_by_name(output: str
 
 def test_a_strange_file_in_the_journals_place_is_not_touched(output: str) -> None:
     partial(output).write_text(strange := "my notes\n")
-    with pytest.raises(Unwritable, match="no journal"), Journal(partial(output)):
+    with pytest.raises(Unwritable, match="not a journal"), Journal(partial(output)):
         pass
     assert partial(output).read_text() == strange
 
@@ -222,10 +222,10 @@ def test_an_output_never_takes_the_place_of_its_input_nor_of_another_nor_of_what
         (("new", None, "new.tmp"), "is the input"),
         (("new", "./new"), "is the output"),
         (("new", "new.journal"), "is the output"),
-        (("/dev/null",), "no regular file"),
-        (("/dev/stdout",), "no regular file"),
-        ((pipe,), "no regular file"),
-        ((str(source.parent),), "no regular file"),
+        (("/dev/null",), "not a regular file"),
+        (("/dev/stdout",), "not a regular file"),
+        ((pipe,), "not a regular file"),
+        ((str(source.parent),), "not a regular file"),
     ):
         with pytest.raises(Unwritable, match=told):
             check_places(*places)

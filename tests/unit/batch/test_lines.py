@@ -24,11 +24,11 @@ from pyarrow import parquet
 from turnout.batch.ids import Uniqueness
 from turnout.batch.jobs import job_id
 from turnout.batch.journal import Unwritable
-from turnout.batch.line import MAX_LINE_BYTES, Asked, Defaults, Format, Line, RawLine
+from turnout.batch.line import MAX_LINE_BYTES, Defaults, Format, Line, RawLine, RequestOrProblem
 from turnout.batch.parse import detect, parse
 from turnout.batch.render import never_run, reason, render
 from turnout.batch.source import Source, SourceError, read
-from turnout.batch.tally import Tally, entry
+from turnout.batch.tally import Tally, numbers_of
 from turnout.messages import FunctionCall, Message, ToolCall
 from turnout.request import InferenceRequest, InferenceResponse, RoutingConstraints, Usage
 from turnout.result import Attempt, JobResult, JobStatus, Problem
@@ -52,12 +52,12 @@ DONE = JobResult(
 )  # fmt: skip
 
 
-def line(value: Any, format: Format = Format.PLAIN, number: int = 4) -> tuple[Line, Asked]:
+def line(value: Any, format: Format = Format.PLAIN, number: int = 4) -> tuple[Line, RequestOrProblem]:
     raw = value if isinstance(value, bytes) else json.dumps(value).encode()
     return parse(RawLine(number, raw, format))
 
 
-def good(told: tuple[Line, Asked]) -> tuple[Line, InferenceRequest]:
+def good(told: tuple[Line, RequestOrProblem]) -> tuple[Line, InferenceRequest]:
     line, asked = told
     assert isinstance(asked, InferenceRequest), asked
     return line, asked
@@ -215,7 +215,7 @@ def test_an_id_that_an_earlier_line_has_is_bad_and_names_that_line() -> None:
     assert isinstance(told[0], InferenceRequest)
     assert isinstance(told[1], Problem)
     assert (told[1].code, told[1].message) == (
-        "duplicate_custom_id", "line 5: id 'a' was used on line 3 already; ids must be unique",
+        "duplicate_custom_id", "line 5: id 'a' was already used on line 3; ids must be unique",
     )  # fmt: skip
 
 
@@ -369,7 +369,7 @@ def test_a_cell_of_the_wrong_type_is_refused_beside_columns_for_its_parts(tmp_pa
 
 
 def test_a_table_that_loses_a_column_is_refused_as_a_whole(tmp_path: Path) -> None:
-    for header, told in (("prompt,prompt,,", "two columns are called prompt"), ('prompt,"kind', "its header has")):
+    for header, told in (("prompt,prompt,,", "two columns are named prompt"), ('prompt,"kind', "its header has")):
         (tmp_path / "x.csv").write_text(f"{header}\na,b,,\n")
         with pytest.raises(SourceError, match=told):
             list(Source(str(tmp_path / "x.csv")))
@@ -392,7 +392,7 @@ def test_a_table_without_a_column_of_prompts_is_refused_as_a_whole(tmp_path: Pat
     (tmp_path / "x.csv").write_text("question,kind\na,1\n")
     parquet.write_table(pyarrow.table({"question": ["a"]}), tmp_path / "x.parquet")
     for name, columns in (("x.csv", "question, kind"), ("x.parquet", "question")):
-        with pytest.raises(SourceError, match=f"{name}: no column is called prompt, .* there are '{columns}'"):
+        with pytest.raises(SourceError, match=f"{name}: no column is named prompt, .* there are '{columns}'"):
             list(Source(str(tmp_path / name)))
 
 
@@ -519,14 +519,14 @@ def test_a_tally_counts_answers_with_warnings() -> None:
     tally = Tally()
     warned = ANSWER.model_copy(update={"warnings": ("p does not support seed; it was dropped", "another")})
     for response in (ANSWER, warned):
-        tally.count(entry(DONE.model_copy(update={"response": response})))
+        tally.count(numbers_of(DONE.model_copy(update={"response": response})))
     assert tally.warned == 1
 
 
 def test_a_tally_knows_who_failed_and_who_took_over() -> None:
     tally = Tally()
-    tally.count(entry(DONE))
-    tally.pay(entry(DONE))
+    tally.count(numbers_of(DONE))
+    tally.pay(numbers_of(DONE))
     assert (tally.finished, tally.failed, tally.failovers, tally.cost_microusd, tally.unsure_microusd) == (
         1,
         0,
@@ -537,6 +537,6 @@ def test_a_tally_knows_who_failed_and_who_took_over() -> None:
     assert (tally.providers["p"].jobs, tally.providers["p"].failovers_in) == (1, 1)
     assert (tally.providers["q"].failures, tally.providers["q"].failovers_out) == (1, 1)
     assert tally.providers["p"].latency(0.5) == 0.5
-    tally.count(entry(DONE), -1)
+    tally.count(numbers_of(DONE), -1)
     assert (tally.finished, tally.providers["p"].latency(0.5)) == (0, None)
     assert tally.cost_microusd == 7, "what was spent stays spent"

@@ -10,7 +10,7 @@ from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
-from turnout.batch.line import Asked, Defaults, Format, Line, RawLine
+from turnout.batch.line import Defaults, Format, Line, RawLine, RequestOrProblem
 from turnout.batch.openai_request import CHAT, EMBEDDINGS, RESPONSES
 from turnout.batch.parse import parse
 from turnout.batch.render import never_run, reason, render
@@ -27,7 +27,7 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 
 
-def read(url: str, **body: Any) -> tuple[Line, Asked]:
+def read(url: str, **body: Any) -> tuple[Line, RequestOrProblem]:
     line = {"custom_id": "a", "method": "POST", "url": url, "body": {**BODIES[url], **body}}
     return parse(RawLine(7, json.dumps(line).encode(), Format.OPENAI), Defaults())
 
@@ -317,7 +317,10 @@ def said(**part: Any) -> dict[str, Any]:
         ({"constraints": {"max_cost": 1}}, "constraints.max_cost: unknown field"),
         ({"body": {"model": "m", "messages": "Hi"}}, "body.messages: must be a JSON array"),
         ({"url": RESPONSES, "body": {"input": "Hi", "messages": HELLO}}, "body.messages: unknown or unsupported field"),
-        ({"body": {**BODIES[CHAT], "top_k": 4}}, "body.top_k: unknown or unsupported field; what one provider alone"),
+        (
+            {"body": {**BODIES[CHAT], "top_k": 4}},
+            "body.top_k: unknown or unsupported field; options of a single provider",
+        ),
         ({"url": RESPONSES, "body": {"model": "m"}}, "body.input: must be a text or a JSON array"),
         ({"url": RESPONSES, "body": {"input": ["Hi"]}}, "body.input.0: must be a JSON object"),
         ({"url": RESPONSES, "body": {"input": [{"content": "Hi"}]}}, "body.input.0.role: must be a text"),
@@ -370,7 +373,7 @@ def test_a_line_of_anthropics_batches_is_told_to_be_one() -> None:
     theirs = {"custom_id": "a", "params": {"model": "m", "max_tokens": 9, "messages": HELLO}}
     _, bad = parse(RawLine(7, json.dumps(theirs).encode(), Format.OPENAI))
     assert isinstance(bad, Problem)
-    assert bad.message.startswith("line 7: params: this is Anthropic's format of batches, which isn't read;")
+    assert bad.message.startswith("line 7: params: Anthropic's batch format isn't supported;")
 
 
 def test_a_line_may_have_constraints_beside_its_body() -> None:

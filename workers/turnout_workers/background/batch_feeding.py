@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from turnout.batch.chunk import chunk_jobs
-from turnout.batch.record import KEPT_S, Record, State, read_if_known
+from turnout.batch.record import KEPT_S, Record, State, read_or_log
 from turnout.errors import Unreadable
 from turnout.ledger import Coalescer, Intake, Ledger, Operation
 from turnout.ledger.operations import nothing, texts
@@ -45,7 +45,7 @@ class BatchFeeding:
         self._skipped.intersection_update(there)
         start = there.index(self._last) + 1 if self._last in there else 0
         ids = [id for id in there[start:] + there[:start] if id not in self._skipped]
-        records = await self.send.all(*(read_if_known(keys, id) for id in ids))
+        records = await self.send.all(*(read_or_log(keys, id) for id in ids))
         if renew:
             await self._renew([record.id for record in records if record is not None and not record.ended])
         to_feed = [record for record in records if record is not None and record.to_feed]
@@ -88,5 +88,5 @@ class BatchFeeding:
             accepted = len(jobs) - outcomes.count(Intake.CANCELLED)
             await send(ledger.finish_chunk(id, record.chunks_fed, accepted, outcomes.count(Intake.EXPIRED)))
             left -= 1
-            record = await send(read_if_known(keys, id))
+            record = await send(read_or_log(keys, id))
         return left

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from turnout.batch.line import Asked, Line
+from turnout.batch.line import Line, RequestOrProblem
 from turnout.batch.source import Source, read
 from turnout.result import Problem
 from turnout_workers import config
@@ -82,7 +82,7 @@ def dry_run(source: Source, options: Mapping[str, Any]) -> int:
     return SOME_FAILED if estimate.bad else DONE
 
 
-def forecast(lines: Iterable[tuple[Line, Asked]], fleet: Fleet) -> Forecast:
+def forecast(lines: Iterable[tuple[Line, RequestOrProblem]], fleet: Fleet) -> Forecast:
     """Give each line to the endpoint that an idle, healthy fleet would choose for it."""
     now = time.time()
     estimate, snapshot, rng = Forecast(), fleet.snapshot(now, {}), random.Random(0)

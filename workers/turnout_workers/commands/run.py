@@ -243,15 +243,15 @@ class _Run:
         def look(tally: Tally) -> None:
             view.look()
             progress.update(tally, view.problems)
-            dead_end.look(view.disabled, feeder.waiting(), answered=bool(tally.providers))
+            dead_end.look(view.disabled, feeder.requests_in_flight(), answered=bool(tally.providers))
 
         try:
             with progress:
                 feeder.run(look)
         except Stopped:
-            if options["workers"] and feeder.under_way:
+            if options["workers"] and feeder.in_flight:
                 self.say(f"Calls under way have up to {here.drain_s:g} s to end; Ctrl-C again ends it at once.")
-            if here.shared and (left := feeder.under_way):
+            if here.shared and (left := feeder.in_flight):
                 waiting = f"{counted(left, 'job')} may still be done by running workers; to cancel the rest"
                 self.say(f"{waiting}: turnout batch cancel {journal.batch}")
             raise

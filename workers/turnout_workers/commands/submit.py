@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from turnout import Client
-from turnout.batch.render import told
+from turnout.batch.render import result_fields
 from turnout.cli import STOPPED
 from turnout.errors import JobError
 from turnout.printable import printable
@@ -66,7 +66,7 @@ def result(job: str, as_json: bool) -> None:
             click.echo(printable(f"job {job} hasn't ended: it is {handle.status()}"), err=True)
             sys.exit(STOPPED)
     if as_json:
-        print_json({"id": ended.id, **told(ended)})
+        print_json({"id": ended.id, **result_fields(ended)})
         sys.exit(DONE if ended.succeeded else SOME_FAILED)
     _print(ended.answer)
 
