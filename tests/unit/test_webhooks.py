@@ -103,7 +103,7 @@ def test_the_signature_is_that_of_the_specifications_own_example() -> None:
 
 def test_a_secret_that_signs_nothing_names_its_variable_and_line() -> None:
     text = PROVIDER + '[webhooks.orders]\nurl = "https://app.example.com/"\nsecret_env = "HOOK"\n'
-    with pytest.raises(ConfigError, match=r"t.toml:5: webhooks.orders: no signing secret is in HOOK"):
+    with pytest.raises(ConfigError, match=r"t.toml:5: webhooks.orders: no signing secret in HOOK"):
         load(Source("t.toml", text), {"HOOK": "short"})
     assert SECRET not in repr(load(Source("t.toml", text), {"HOOK": SECRET}))
 

@@ -1,4 +1,4 @@
-"""From `turnout.toml` and the environment to checked values, and to the accounts and endpoints of the fleet."""
+"""Turns `turnout.toml` and the environment into checked values, and those into the fleet's accounts and endpoints."""
 
 from turnout_workers.config.endpoints import accounts, fleet
 from turnout_workers.config.loading import Settings, Source, configured, load, source

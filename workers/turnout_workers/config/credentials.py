@@ -13,7 +13,7 @@ from turnout_workers.providers.account import Secret
 
 
 def api_keys(table: ProviderTable, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The keys, each an account of its own; none where a provider (a local one) needs none. Raises ConfigError."""
+    """The keys, one account each. None if a provider (a local one) needs no key. Raises ConfigError."""
     found = tuple(dict.fromkeys(_api_keys(table, environ)))
     if not all(re.fullmatch(r"[!-~]+", key) for key in found):
         raise ConfigError("an API key is empty, or holds spaces or characters that no header can carry")
@@ -21,18 +21,18 @@ def api_keys(table: ProviderTable, environ: Mapping[str, str]) -> tuple[str, ...
 
 
 def placeholder_keys(table: ProviderTable) -> tuple[str, ...]:
-    """Placeholders where the keys are not at hand: each key is an account, with endpoints of its own."""
+    """Placeholders if the keys aren't at hand, because each key is an account with its own endpoints."""
     return tuple(f"key-{number}" for number, _ in enumerate((*table.api_key, *table.api_key_env, *table.api_key_file)))
 
 
 def key_locations(table: ProviderTable) -> tuple[str, ...]:
-    """Where the keys stand, for people: variables and files. Empty if in the configuration, or if none is needed."""
-    told = (*table.api_key_env, *table.api_key_file)
-    return told if _names_its_keys(table) else table.preset.key_variables
+    """Where the keys are, for people: variables and files. Empty if in the configuration, or if none is needed."""
+    named = (*table.api_key_env, *table.api_key_file)
+    return named if _names_its_keys(table) else table.preset.key_variables
 
 
 def _names_its_keys(table: ProviderTable) -> bool:
-    """Whether the table says all about its keys. Else it is the vendor's own key, to the vendor's own address."""
+    """Whether the table says where its keys are. Otherwise the preset's variables are used, only with its address."""
     return bool(table.api_key or table.api_key_env or table.api_key_file or (table.base_url and table.preset.base_url))
 
 
@@ -55,16 +55,16 @@ def _api_keys(table: ProviderTable, environ: Mapping[str, str]) -> Iterator[str]
 
 
 def signing_secret(table: WebhookTable, environ: Mapping[str, str]) -> Secret:
-    """A webhook's. Raises ConfigError."""
+    """The secret that signs a webhook's deliveries. Raises ConfigError."""
     secret = _variable(table.secret_env, environ) or ""
     try:
-        known = len(b64decode(secret.removeprefix("whsec_"), validate=True)) >= 24
+        is_valid = len(b64decode(secret.removeprefix("whsec_"), validate=True)) >= 24
     except ValueError:
-        known = False
-    if not known:
+        is_valid = False
+    if not is_valid:
         wanted = "whsec_ and the base64 of 24 to 64 random bytes"
         name = table.secret_env
-        raise ConfigError(f"no signing secret is in {name}, or the file that {name}_FILE names: {wanted}")
+        raise ConfigError(f"no signing secret in {name}, or in the file that {name}_FILE names: it must be {wanted}")
     return Secret(secret)
 
 
@@ -77,7 +77,7 @@ def _variable(name: str, environ: Mapping[str, str]) -> str | None:
 
 
 def secret_text(file: str, named: str) -> str:
-    """The content of a file that holds a secret. `named`: the file and who names it, for the ConfigError."""
+    """The content of a file that holds a secret. named: the setting and the file, for the ConfigError."""
     try:
         return Path(file).expanduser().read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""The configuration that a worker follows now, and the connectors made of it."""
+"""The configuration that a worker uses now, and the connectors made from it."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ class CurrentConfig:
 
     @property
     def reserved(self) -> dict[Lane, float]:
-        """Share of each rate limit that a lane leaves to the more urgent ones, while they have work."""
+        """Share of each rate limit that a lane leaves to more urgent lanes while they have work."""
         return {lane: getattr(self.config.lanes, lane).reserved_share for lane in Lane}

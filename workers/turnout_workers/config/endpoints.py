@@ -1,7 +1,7 @@
-"""From a checked configuration to what the fleet is made of: accounts, and their endpoints.
+"""From a checked configuration to the accounts of the fleet and their endpoints.
 
-What is said of a model comes from the operator's table first, then the catalogue, then its name and the price list. A
-price comes from the operator, else from the price list, else it is unknown.
+Facts about a model come from the operator's table, then the catalogue, then its name and the price list. A price comes
+from the operator, else from the price list; else it is unknown.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ UNCONFIGURED = (
     "GEMINI_API_KEY, …), or write a turnout.toml (see turnout.example.toml) and name it in TURNOUT_CONFIG"
 )
 PASSED_ON = {Capability.TOOLS: "tools", Capability.JSON_SCHEMA: "json_schema"}
-"""What a model can do only where its vendor takes such a parameter."""
+"""Capabilities that also need the vendor to support a parameter."""
 
 
 def accounts(settings: Settings) -> tuple[ProviderConfig, ...]:
-    """One for each key of each provider, in the order of the file. Raises ConfigError if there is none."""
+    """One account for each key of each provider, in the order of the file. Raises ConfigError if there is none."""
     if not (tables := settings.config.providers):
         raise ConfigError(UNCONFIGURED)
     return tuple(account for name, table in tables.items() for account in _accounts(name, table, settings.keys[name]))
 
 
 def fleet(settings: Settings) -> Fleet:
-    """The endpoints of them all. Raises ConfigError if there is none."""
+    """The endpoints of all accounts. Raises ConfigError if there is none."""
     return Fleet(endpoint for account in accounts(settings) for endpoint in account.endpoints)
 
 
@@ -66,8 +66,8 @@ def _endpoint(
     """ours: our name of the model."""
     named = model.name or ours
     known = catalogue.find(ours) or catalogue.find(named) or _unlisted(ours, named, table.preset)
-    # The model's table names what is served, else the catalogue does for this vendor, else it is called as we call it:
-    # what was written as the vendor's own name is taken as it is.
+    # The served name is that of the model's table, else the catalogue's for this vendor, else ours. A name that is the
+    # vendor's own already stays as it is.
     usual = known.names.get(table.dialect or "", ours) if ours in (known.name, *known.aliases) else ours
     served = model.name or usual
     passed_on = known.capabilities - {able for able, name in PASSED_ON.items() if name not in table.preset.parameters}
@@ -103,7 +103,7 @@ def _endpoint(
 
 
 def _unlisted(ours: str, served: str, preset: Dialect) -> catalogue.Model:
-    """A model that is in no catalogue: what its name tells, and the price list."""
+    """A model that isn't in the catalogue, by its name and the price list."""
     names, listed_as = preset.names_by_trust(served, ours), preset.price_id
     able = next(filter(None, map(catalogue.likely_capabilities, names)), frozenset[Capability]())
     contexts = (list_context_tokens(listed_as, name) for name in names) if listed_as else ()
@@ -111,7 +111,7 @@ def _unlisted(ours: str, served: str, preset: Dialect) -> catalogue.Model:
 
 
 def _limits(*tables: LimitFields) -> Limits:
-    """The strictest of each limit in these tables."""
+    """The strictest value of each limit in these tables."""
     limits: dict[str, int] = {}
     for table in tables:
         for name in LimitFields.model_fields:

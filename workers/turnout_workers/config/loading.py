@@ -1,10 +1,10 @@
-"""`turnout.toml` and the environment become frozen values, checked once.
+"""Loads `turnout.toml` and the environment into frozen values, checked once.
 
-The file is described by `tables.py` and shown whole in `turnout.example.toml`. Every error names file,
-line and field, or the environment variable, and what to do. To follow a changed file is to load it again.
+`tables.py` describes the file, and `turnout.example.toml` shows all of it. Every error names the file, line and field,
+or the environment variable, and what to do. A changed file is loaded again.
 
-Where there is no file, `discovery.py` makes the same tables from the keys that the environment has, or from inference
-servers on this machine.
+Without a file, `discovery.py` makes the same tables from keys in the environment, or from inference servers on this
+machine.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ RELOADABLE: dict[str, Any] = {
     **dict.fromkeys(("providers", "lanes", "webhooks", "ceilings", "retention"), True),
     "router": {"default_strategy"},
 }
-"""What a running worker takes over; any other change needs a restart."""
+"""What takes effect without a restart of the worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a configuration comes from: a file, or what was found in its place."""
+    """Where a configuration comes from: a file, or what was discovered instead."""
 
     where: str
-    """The file's path, or what `made` was made of: for people."""
+    """The file's path, or what `made` was made from; for people."""
     made: str | None = field(default=None, repr=False)
-    """What a turnout.toml would say; None: the file says it."""
+    """The text of a generated turnout.toml. None: there is a file."""
 
     def text(self) -> str:
         return toml_lines.read_text(Path(self.where)) if self.made is None else self.made
@@ -66,12 +66,12 @@ class Settings:
 
     config: Config
     keys: Mapping[str, tuple[str, ...]] = field(repr=False)
-    """Of each provider, by its name."""
+    """By name of the provider."""
     secrets: Mapping[str, Secret]
-    """Of each webhook, by the name that jobs use."""
+    """By name of the webhook."""
     version: str
-    """Hash of what workers follow of it: the same for all who route alike. Keys, which not everybody has, are no part
-    of it."""
+    """Hash of the reloadable part, so that workers with the same version route alike. Keys aren't part of it, because
+    commands may lack them."""
     source: Source
 
     @property
@@ -81,8 +81,8 @@ class Settings:
 
 
 def source(environ: Mapping[str, str], file: Path | None = None) -> Source | None:
-    """The file, else `TURNOUT_CONFIG`, else `turnout.toml` in the working folder; without one, what the environment's
-    keys give, else what servers on this machine do. None: there is nothing.
+    """The given file, else that in `TURNOUT_CONFIG`, else `turnout.toml` in the working folder, else keys in the
+    environment, else servers on this machine. None if there is none of these.
     """
     if named := file or environ.get("TURNOUT_CONFIG") or (DEFAULT_FILE if Path(DEFAULT_FILE).exists() else None):
         return Source(str(named))
@@ -93,14 +93,14 @@ def source(environ: Mapping[str, str], file: Path | None = None) -> Source | Non
 
 
 def configured(environ: Mapping[str, str], with_keys: bool = True) -> Settings:
-    """The configuration of this process, from where `source` finds it. Without any it has no provider."""
+    """The configuration of this process, from where `source` finds it. Without a source, it has no provider."""
     return load(source(environ) or Source("nowhere", ""), environ, with_keys)
 
 
 def load(source: Source, environ: Mapping[str, str], with_keys: bool = True) -> Settings:
     """Read and check a configuration. Raises ConfigError. Keys come from `environ` and the files that it names.
 
-    with_keys: False for commands that only look on: an operator's machine need not have the workers' keys.
+    with_keys: False for commands that only look on, because an operator's machine may lack the workers' keys.
     """
     text, where, environ = source.text(), source.where, with_password(environ)
     config = toml_lines.read(text, where, Config, environ, FROM_ENVIRONMENT)
@@ -126,7 +126,7 @@ def load(source: Source, environ: Mapping[str, str], with_keys: bool = True) -> 
             secrets[name] = credentials.signing_secret(webhook, environ)
     for name in config.ceilings.providers:
         with problems_at("ceilings", "providers", name):
-            if name not in config.providers:  # misspelt, it would be a ceiling that never closes
+            if name not in config.providers:  # a misspelt ceiling would never apply
                 there = ", ".join(config.providers) or "none"
                 raise ConfigError(f"there is no provider of this name; there are {there}")
     if problems:
@@ -136,19 +136,19 @@ def load(source: Source, environ: Mapping[str, str], with_keys: bool = True) -> 
 
 def _version(config: Config) -> str:
     followed = config.model_dump(include=RELOADABLE, exclude_defaults=True)
-    text = json.dumps(followed, sort_keys=True, default=sorted)  # of its sets
+    text = json.dumps(followed, sort_keys=True, default=sorted)  # sorts its sets
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _check(table: ProviderTable) -> None:
     """Checks that need a provider's whole table. Raises ConfigError."""
-    if table.kind not in (known := providers.kinds()):
+    if table.kind not in (kinds := providers.kinds()):
         if table.kind in DIALECTS:
-            raise ConfigError(f'{table.kind} is no kind, but a preset: write dialect = "{table.kind}" instead')
-        raise ConfigError(f"there is no connector of kind {table.kind}; there are {', '.join(sorted(known))}")
+            raise ConfigError(f'{table.kind} is a preset, not a kind: write dialect = "{table.kind}" instead')
+        raise ConfigError(f"there is no connector of kind {table.kind}; there are {', '.join(sorted(kinds))}")
     if table.kind in providers.KINDS and not (table.base_url or table.preset.base_url):
         raise ConfigError("base_url is missing, and there is no preset of this name")
     if not table.models and not any(served_by(table.dialect)):
         raise ConfigError("models is missing, and the catalogue doesn't know what this provider serves")
     if table.version and table.kind == "openai":
-        raise ConfigError("version is of Anthropic's and Gemini's API; this one has none: remove it")
+        raise ConfigError("version is only for Anthropic's and Gemini's API: remove it")

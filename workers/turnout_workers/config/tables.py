@@ -1,6 +1,6 @@
 """What `turnout.toml` may hold: every table and field, its type, range, unit and default.
 
-`turnout.example.toml` shows the same with words for the operator; a test holds the two together.
+`turnout.example.toml` explains the same to operators; a test keeps the two in step.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ def named_models(value: object) -> object:
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
         return {name: {} for name in value}
     if isinstance(value, dict):
-        return {ours: {"name": told} if isinstance(told, str) else told for ours, told in value.items()}
+        return {ours: {"name": model} if isinstance(model, str) else model for ours, model in value.items()}
     raise ValueError("must be a list of names, or a table by name")
 
 
 def _http(url: str) -> str:
     try:
         parts = urlsplit(url)
-        known = parts.scheme in ("http", "https") and parts.port != 0 and (parts.hostname or "").encode("idna")
-    except ValueError:  # a port that is no number, a bracket left open, a label that no name has
-        known = False
-    if not known:
+        is_valid = parts.scheme in ("http", "https") and parts.port != 0 and (parts.hostname or "").encode("idna")
+    except ValueError:  # a port that isn't a number, an open bracket, an invalid label
+        is_valid = False
+    if not is_valid:
         raise ValueError("must be an http:// or https:// address")
     return url.rstrip("/")
 
 
 def _extensible(url: str) -> str:
     if "?" in url or "#" in url:
-        raise ValueError("must end before any ? or #, for the path of each call is put after it")
+        raise ValueError("must not contain ? or #, because the path of each call is appended to it")
     return url
 
 
@@ -61,9 +61,9 @@ def _sendable(headers: dict[str, str]) -> dict[str, str]:
 
 def _ours(model: str) -> str:
     if "*" in model:
-        raise ValueError("wildcards aren't known: list the models")
+        raise ValueError("wildcards aren't supported: list the models")
     mark, account = model.rpartition("#")[1:]
-    if mark and "/" not in account:  # else it names a deployment at Fireworks
+    if mark and "/" not in account:  # otherwise it names a deployment at Fireworks
         raise ValueError(f"must not end in #{account}, which stands for a key: write other-name = '{model}'")
     return model
 
@@ -94,10 +94,10 @@ class LimitFields(Value):
 
 
 class ModelTable(LimitFields):
-    """What the operator knows better than the catalogue, of one model at one provider."""
+    """What the operator knows better than the catalogue about one model at one provider."""
 
     name: str | None = None
-    """The provider's own name; None: as the catalogue has it, else ours."""
+    """The provider's name for it. None: the catalogue's, else ours."""
     input_usd_per_mtok: Usd | None = None
     output_usd_per_mtok: Usd | None = None
     cache_read_usd_per_mtok: Usd | None = None
@@ -114,8 +114,8 @@ class ModelTable(LimitFields):
 
     @model_validator(mode="after")
     def _whole_price(self) -> ModelTable:
-        given = {name for name in self.model_fields_set if name.endswith("_usd_per_mtok")}
-        if given and not given >= {"input_usd_per_mtok", "output_usd_per_mtok"}:
+        prices = {name for name in self.model_fields_set if name.endswith("_usd_per_mtok")}
+        if prices and not prices >= {"input_usd_per_mtok", "output_usd_per_mtok"}:
             raise ValueError("give both input_usd_per_mtok and output_usd_per_mtok, or no price at all")
         return self
 
@@ -133,15 +133,15 @@ class ProviderTable(LimitFields):
     kind: str = "openai"
     """The wire format: openai, anthropic, gemini, or one that another package registers. Left out: the preset's."""
     dialect: Annotated[str, AfterValidator(_preset)] | None = None
-    """A preset of the wire format. Left out: that of the provider's name, if there is one, else the plain format."""
+    """A preset of the wire format. Left out: that with the provider's name, if there is one, else the plain format."""
     base_url: Annotated[Url, AfterValidator(_extensible)] | None = None
     """None: the preset's."""
     api_key_env: Strings = ()
-    """The key itself, or with `_FILE` after the variable's name the file that holds it. With no key named at all, the
-    preset's own variables."""
+    """Variable with the key; or, with `_FILE` appended, with the name of a file that holds it. If no key is named at
+    all, the preset's variables are used."""
     api_key_file: Strings = ()
     api_key: Strings = Field(default=(), repr=False)
-    """Several keys, of whichever origin, are several accounts; each has the limits given here, for all its models."""
+    """Each key, wherever it comes from, is an account with the limits of this table for all its models."""
     models: Annotated[Mapping[ModelName, ModelTable], BeforeValidator(named_models)] = Field(default_factory=dict)
     priority: int = 100
     weight: Annotated[float, Field(gt=0)] = 1.0
@@ -149,14 +149,14 @@ class ProviderTable(LimitFields):
     no_training: bool = False
     zero_retention: bool = False
     version: str | None = None
-    """Of the provider's API, where it has one: Anthropic's date, Gemini's v1 or v1beta."""
+    """Version of the provider's API, if it has one: Anthropic's date, Gemini's v1 or v1beta."""
     headers: Annotated[dict[str, str], AfterValidator(_sendable)] = Field(default_factory=dict, repr=False)
     service_tier: str | None = None
-    """Asked for in every call, with the price list's price for it: flex, priority, … None: the provider's usual one."""
+    """Requested in every call, at its list price: flex, priority, … None: the provider's default."""
     proxy: Url | None = Field(default=None, repr=False)
-    """Through which its calls go; None: none, whatever the environment says. May hold user and password."""
+    """For its calls. None: no proxy, whatever the environment says. May hold user and password."""
     traceparent: bool = False
-    """Whether its calls carry W3C trace context: only a server of your own has a use for it."""
+    """Whether its calls carry W3C trace context. Only useful for your own server."""
     simulated: bool = False
     """Its answers are made up; every result says so."""
 
@@ -166,7 +166,7 @@ class ProviderTable(LimitFields):
 
 
 def with_presets(providers: object) -> object:
-    """A provider that names no dialect has the preset of its own name, if there is one; a preset brings its kind."""
+    """Give a provider without a dialect the preset with its name, if there is one. A preset sets the kind."""
 
     def filled(name: str, table: dict[str, object]) -> dict[str, object]:
         plain = None if table.get("kind") == "openai" else table.get("kind")  # a vendor's own format is its preset, too
@@ -183,7 +183,7 @@ class RouterTable(Value):
     default_strategy: RoutingStrategy = RoutingStrategy.BALANCED
     health_check_interval: Seconds = 30.0
     failover_cooldown: Seconds = EJECTION_S
-    """The first ejection of a failing endpoint; doubled by each further one in a row, up to 10 s."""
+    """The first ejection (not a cooldown) of a failing endpoint. Each further one in a row doubles it, up to 10 s."""
     hedge: bool = False
     """Whether an interactive call slower than 95 % of its endpoint's may be doubled, for at most 3 % of all calls."""
 
@@ -199,7 +199,7 @@ class WorkerTable(Value):
 
 class LaneTable(Value):
     reserved_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of each rate limit, and of each worker's slots: what this lane leaves to the more urgent ones."""
+    """Share of each rate limit, and of each worker's slots, that this lane leaves to more urgent ones."""
 
 
 class LanesTable(Value):
@@ -216,11 +216,11 @@ class CeilingTable(Value):
 
 
 class CeilingsTable(Value):
-    """Most that may be spent; days and months are UTC's."""
+    """Spending limits. Days and months are UTC."""
 
     total: CeilingTable = CeilingTable()
     tenants: dict[Name, CeilingTable] = Field(default_factory=dict)
-    """By tenant; the name `*` stands for every tenant not named."""
+    """By tenant. `*` is for every tenant not named."""
     providers: dict[Name, CeilingTable] = Field(default_factory=dict)
 
 
@@ -235,9 +235,9 @@ class MonitoringTable(Value):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     task_events: bool = True
-    """Celery's events, which Flower shows; they cost a part of the throughput."""
+    """Celery's events, which Flower shows. They cost some throughput."""
     metrics_port: Annotated[int, Field(ge=0, le=65_535)] | None = None
-    """Where each worker process serves its metrics; None: nowhere. 0: any free port, told in the log."""
+    """Where each worker process serves its metrics. None: nowhere. 0: any free port, shown in the log."""
     metrics_host: str = "127.0.0.1"
 
 
@@ -246,10 +246,10 @@ class WebhookTable(Value):
 
     url: Url
     secret_env: str
-    """Variable with the signing secret, or with `_FILE` after its name the file that holds it: `whsec_` and base64, as
-    the Standard Webhooks libraries make it."""
+    """Variable with the signing secret; or, with `_FILE` appended, with the name of a file that holds it. `whsec_` and
+    base64, as the Standard Webhooks libraries make it."""
     private: bool = False
-    """Whether the address may be in your own network, and plain http."""
+    """Whether the address may be in your own network, and use plain http."""
 
 
 class Config(Value):

@@ -1,4 +1,4 @@
-"""TOML, read and written. Errors name the line: tomllib knows it for no value, so a small scan finds it."""
+"""Reads and writes TOML. Errors name the line, which tomllib doesn't keep, so a small scan finds it."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _HINTS = {
     "tpm": "did you mean tokens_per_minute?",
     "max_parallel_requests": "did you mean concurrency?",
 }
-"""What to write for fields of LiteLLM's configuration and of OpenAI's clients, which our names don't resemble."""
+"""Hints for fields of LiteLLM's configuration and OpenAI's clients whose names ours don't resemble."""
 
 
 class ConfigError(TurnoutError):
-    """A configuration that can't be used. Its text is for the operator, one problem a line."""
+    """A configuration that can't be used. The message is for the operator, one problem per line."""
 
 
 def read_text(file: pathlib.Path) -> str:
-    """What a file holds. Raises ConfigError."""
+    """The content of a file. Raises ConfigError."""
     try:
         return file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -62,7 +62,7 @@ def read(
     for variable, path in (variables or {}).items():
         if value := (environ or {}).get(variable):
             table = data.setdefault(path[0], {}) if len(path) > 1 else data
-            if isinstance(table, dict):  # if not, that is an error of the file's, told below
+            if isinstance(table, dict):  # otherwise validation reports the file's error
                 table[path[-1]] = value
                 overridden[path] = variable
     try:
@@ -76,26 +76,26 @@ def read(
 def location(text: str, where: str, path: Path) -> str:
     """`file:line: field`, with the line of the innermost part of the field's path that is in the text."""
     lines = scan(text)
-    known = next((f":{lines[path[:n]]}" for n in range(len(path), 0, -1) if path[:n] in lines), "")
-    return f"{where}{known}: {'.'.join(path)}"
+    line = next((f":{lines[path[:n]]}" for n in range(len(path), 0, -1) if path[:n] in lines), "")
+    return f"{where}{line}: {'.'.join(path)}"
 
 
 def _explain(
     error: Mapping[str, Any], text: str, where: str, overridden: Mapping[Path, str], shape: type[BaseModel]
 ) -> str:
     path = tuple(str(step) for step in error["loc"] if step != "[key]")
-    said = str(error["msg"]).removeprefix("Value error, ")
+    message = str(error["msg"]).removeprefix("Value error, ")
     if variable := overridden.get(path):
-        return f"environment variable {variable}: {said}"
+        return f"environment variable {variable}: {message}"
     if error["type"] in ("dict_type", "model_type"):
-        said = "must be a table"
+        message = "must be a table"
     elif error["type"] == "extra_forbidden":
-        said = "there is no such field"
+        message = "there is no such field"
         if hint := _HINTS.get(path[-1]):
-            said += f"; {hint}"
+            message += f"; {hint}"
         elif near := difflib.get_close_matches(path[-1], _fields(shape), n=1):
-            said += f"; did you mean {near[0]}?"
-    return f"{location(text, where, path)}: {said}"
+            message += f"; did you mean {near[0]}?"
+    return f"{location(text, where, path)}: {message}"
 
 
 def _fields(shape: type[BaseModel]) -> list[str]:
@@ -111,7 +111,7 @@ _LINE = re.compile(rf"\s*(?:\[\[?\s*(?P<table>{_DOTTED})\s*\]\]?\s*(?:#.*)?$|(?P
 
 
 def scan(text: str) -> dict[Path, int]:
-    """The line of every table and key: good enough to point at, not a parser."""
+    """The line of every table and key. Not a parser, but good enough to point at a line."""
     found: dict[Path, int] = {}
     table: Path = ()
     for number, line in enumerate(text.splitlines(), 1):
@@ -125,11 +125,11 @@ def scan(text: str) -> dict[Path, int]:
 
 
 def dumps(tables: Mapping[str, Any], path: tuple[str, ...] = ()) -> str:
-    """TOML of tables that hold strings, numbers, booleans, lists and sets of these, and tables. None is left out."""
+    """TOML for tables of strings, numbers, booleans, lists and sets of these, and tables. None is omitted."""
     inner = {key: value for key, value in tables.items() if isinstance(value, Mapping)}
     plain = {key: value for key, value in tables.items() if key not in inner and value is not None}
     lines = [f"\n[{'.'.join(map(_key, path))}]"] if path and (plain or not inner) else []
-    # JSON's strings, numbers, booleans and arrays are TOML's, too.
+    # JSON's strings, numbers, booleans and arrays are valid TOML.
     lines += [f"{_key(key)} = {json.dumps(value, ensure_ascii=False, default=sorted)}" for key, value in plain.items()]
     return "\n".join([*lines, *(dumps(value, (*path, key)) for key, value in inner.items())])
 
