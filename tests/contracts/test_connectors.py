@@ -145,7 +145,7 @@ async def test_more_texts_than_gemini_embeds_at_once_are_left_to_others_before_a
     async with recorder(said(json.dumps({"embeddings": [{"values": [1.0]}] * 100}).encode())) as (url, seen):
         connector = build(config("gemini", url), http)
         most = await connector.call(endpoint("gemini", "e"), InferenceRequest(input=("a",) * 100))
-        with pytest.raises(ProviderError, match="gemini embeds 100 texts at once, not 101") as error:
+        with pytest.raises(ProviderError, match="gemini embeds at most 100 texts in one call, not 101") as error:
             await connector.call(endpoint("gemini", "e"), InferenceRequest(input=("a",) * 101))
     assert (len(most.response.embeddings), error.value.failure.kind, len(seen)) == (100, K.UNSUPPORTED, 1)
 

@@ -39,26 +39,26 @@ FINISH = {
     "refusal": FinishReason.CONTENT_FILTER,
 }
 VERSION = "2023-06-01"
-"""Of the API, if the configuration names no other."""
+"""Version of the API, unless the configuration names one."""
 DEFAULT_MAX_TOKENS = 4096
-"""The format demands a limit; this is ours where neither the job sets one nor the model's own is known."""
+"""The format demands a limit. This one is used if the job sets none and the model's own is unknown."""
 MAX_TEMPERATURE = 1.0
-"""Highest temperature that it takes, which is also its default: a higher one is left out."""
+"""Also its default: a higher temperature is dropped."""
 US_SURCHARGE = 1.1
-"""By what all prices are multiplied where a call must be, and was, served in the US."""
+"""Factor on all prices if a call had to be, and was, served in the US."""
 JSON_ONLY = "Answer with one JSON object and nothing else: no other word, no code fence."
-"""Said to the model, for the format has no mode of its own for that."""
+"""Added to the system prompt, because the format has no JSON mode."""
 TEXT_ONLY_ROLES = ("system", "developer", "assistant")
 """Roles in whose messages images are refused."""
 CALL_ID = re.compile("[a-zA-Z0-9_-]+")
-"""Of a tool's call. Kimi's, for one, look otherwise: `functions.weather:0`."""
+"""Accepted ids of tool calls. Kimi's, for example, look different: `functions.weather:0`."""
 TOOL_CHOICE = {"auto": "auto", "none": "none", "required": "any"}
 EFFORT = {"minimal": "low"}
-"""Its names of the efforts that it calls otherwise."""
+"""Efforts that have another name here."""
 ALWAYS_THINKING = re.compile(r"opus-5[-.]5|fable-5")
-"""Models whose thinking can't be turned off: the least of it is asked for."""
+"""Models whose thinking can't be turned off: the lowest effort is requested."""
 THINKING_BETWEEN_TOOLS = re.compile(r"sonnet-5[-.]5")
-"""Models whose thinking can be turned off but for notes between calls of tools."""
+"""Models whose thinking can be turned off, except for notes between tool calls."""
 
 
 class AnthropicConnector(Connector):
@@ -74,19 +74,19 @@ class AnthropicConnector(Connector):
         self, endpoint: Endpoint, request: InferenceRequest, draft: RequestDraft, stream: bool
     ) -> tuple[str, Any]:
         if request.is_embedding:
-            raise ProviderError.unsupported(f"{self.name} has no embeddings")
+            raise ProviderError.unsupported(f"{self.name} does not support embeddings")
         limit = request.max_output_tokens or endpoint.max_output_tokens or DEFAULT_MAX_TOKENS
         draft.warn_about_images(*TEXT_ONLY_ROLES)
         if "low" in draft.image_details():
             draft.supports("the detail of an image")
-        told, turns = conversation(request, "assistant", _blocks)
-        messages = [{"role": role, "content": said} for role, said in turns]
+        system, turns = conversation(request, "assistant", _blocks)
+        messages = [{"role": role, "content": blocks} for role, blocks in turns]
         body: dict[str, Any] = {"model": endpoint.served_model, "max_tokens": limit, "messages": messages}
         wanted = request.response_format
         if wanted.type == "json_object":
-            told = f"{told}\n\n{JSON_ONLY}".strip()
-        if told:
-            body["system"] = told
+            system = f"{system}\n\n{JSON_ONLY}".strip()
+        if system:
+            body["system"] = system
         if request.temperature is not None:
             named = (
                 "temperature" if request.temperature <= MAX_TEMPERATURE else f"a temperature above {MAX_TEMPERATURE:g}"
@@ -133,17 +133,17 @@ class AnthropicConnector(Connector):
         return _Events()
 
     def parse_answer(self, request: InferenceRequest, body: Any) -> Answer:
-        content, raw, told = body["content"], body.get("stop_reason"), body.get("usage")
-        how = told if isinstance(told, dict) else {}
+        content, finish_raw, raw = body["content"], body.get("stop_reason"), body.get("usage")
+        how = raw if isinstance(raw, dict) else {}
         calls = (block for block in content if block["type"] == "tool_use")
         return Answer(
             text="".join(block["text"] for block in content if block["type"] == "text"),
             tool_calls=tool_calls((call.get("id"), call["name"], call.get("input")) for call in calls),
-            finish=FINISH.get(raw, FinishReason.OTHER),
-            finish_raw=raw,
-            # Anthropic says that it doesn't bill a refusal before the first word, and reports its tokens all the same.
-            billed=Billed.MAYBE if raw == "refusal" else Billed.YES,
-            usage=plausible_usage(_usage, told),
+            finish=FINISH.get(finish_raw, FinishReason.OTHER),
+            finish_raw=finish_raw,
+            # Anthropic says that it doesn't bill a refusal before the first word, yet reports its tokens.
+            billed=Billed.MAYBE if finish_raw == "refusal" else Billed.YES,
+            usage=plausible_usage(_usage, raw),
             service_tier="fast" if how.get("speed") == "fast" else how.get("service_tier"),
             surcharge=US_SURCHARGE if how.get("inference_geo") == "us" else 1.0,
             model=body.get("model"),
@@ -158,7 +158,7 @@ class _Events:
         self._blocks: dict[int, dict[str, Any]] = {}
         self._texts: defaultdict[int, list[str]] = defaultdict(list)
         self._inputs: defaultdict[int, list[str]] = defaultdict(list)
-        """Of each block, in pieces: its text, and a tool's arguments as the model wrote them."""
+        """Pieces of each block: its text, or a tool's arguments as the model wrote them."""
         self._stopped = False
 
     def add(self, event: dict[str, Any]) -> str:
@@ -171,9 +171,9 @@ class _Events:
             case "content_block_delta":
                 index, delta = event["index"], event["delta"]
                 self._blocks.setdefault(index, {"type": "text"})
-                self._texts[index].append(said := delta.get("text") or "")
+                self._texts[index].append(text := delta.get("text") or "")
                 self._inputs[index].append(delta.get("partial_json") or "")
-                return str(said)
+                return str(text)
             case "message_delta":
                 if (reason := event["delta"].get("stop_reason")) is not None:  # all blocks have ended by then
                     self._message["stop_reason"], self._stopped = reason, True
@@ -188,8 +188,8 @@ class _Events:
         if not self._stopped:
             return None
         for index, block in self._blocks.items():
-            if said := "".join(self._texts[index]):
-                block["text"] = (block.get("text") or "") + said
+            if text := "".join(self._texts[index]):
+                block["text"] = (block.get("text") or "") + text
             if written := "".join(self._inputs[index]):
                 block["input"] = written
         return {**self._message, "content": [block for _, block in sorted(self._blocks.items())]}
@@ -199,7 +199,7 @@ def _blocks(message: Message) -> list[dict[str, Any]]:
     blocks: list[dict[str, Any]] = []
     for part in message.parts:
         if isinstance(part, TextPart):
-            if part.text.strip():  # Anthropic takes no blank one
+            if part.text.strip():  # Anthropic refuses blank texts
                 blocks.append({"type": "text", "text": part.text})
         elif isinstance(part, ImagePart) and message.role not in TEXT_ONLY_ROLES:
             media_type, data = part.inline
@@ -215,12 +215,12 @@ def _blocks(message: Message) -> list[dict[str, Any]]:
     return blocks
 
 
-def _usage(told: Any) -> Usage:
+def _usage(raw: Any) -> Usage:
     """Anthropic counts cached tokens beside `input_tokens`; ours include them. Of a call that condensed its own context
     the iterations are billed, and the counts above them are the last one's."""
 
     def count(*path: str) -> int:
-        return sum(int(at(iteration, *path) or 0) for iteration in told.get("iterations") or [told])
+        return sum(int(at(iteration, *path) or 0) for iteration in raw.get("iterations") or [raw])
 
     read, written = count("cache_read_input_tokens"), count("cache_creation_input_tokens")
     return Usage(
@@ -229,6 +229,6 @@ def _usage(told: Any) -> Usage:
         cache_write_tokens=written,
         cache_write_hour_tokens=count("cache_creation", "ephemeral_1h_input_tokens"),
         output_tokens=count("output_tokens"),
-        reasoning_tokens=int(at(told, "output_tokens_details", "thinking_tokens") or 0),
-        web_searches=int(at(told, "server_tool_use", "web_search_requests") or 0),
+        reasoning_tokens=int(at(raw, "output_tokens_details", "thinking_tokens") or 0),
+        web_searches=int(at(raw, "server_tool_use", "web_search_requests") or 0),
     )

@@ -1,11 +1,11 @@
-"""What every connector must do, as tests to inherit: errors classified, money counted, keys and prompts unseen.
+"""Tests for every connector to inherit: errors are classified, money is counted, keys and prompts stay hidden.
 
     class TestAcme(ConnectorConformance):
         answer = {"text": "Hello"}
         def connector(self, base_url, key, http): ...
 
-Each test runs the connector against a server on loopback that answers as told. They need pytest to be collected, and
-no plugin. `docs/connectors.md` has a whole example.
+Each test runs the connector against a loopback server with fixed answers. pytest collects them; no plugin is needed.
+`docs/connectors.md` has a complete example.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ IMPATIENT = Timeouts(connect_s=10, first_byte_s=0.3, idle_s=0.3, total_s=1)
 
 
 class ConnectorConformance:
-    """Inherit, give `answer` and `connector`, and let pytest collect the subclass."""
+    """Inherit, define `answer` and `connector`, and let pytest collect the subclass."""
 
     answer: ClassVar[Mapping[str, Any]]
-    """The JSON body of a successful response, with a text that is not empty."""
+    """The JSON body of a successful response, with a non-empty text."""
     events: ClassVar[Sequence[Mapping[str, Any]]] = ()
     """The same as server-sent events, if your connector reads those."""
 
@@ -122,7 +122,7 @@ class ConnectorConformance:
         raise AssertionError("the connector took this for an answer")
 
     def _run(self, response: bytes | None, act: Act | None = None) -> Any:
-        """What a call, or another act, comes to at a server that answers so; None: not at all."""
+        """The result of a call, or another act, at a server that sends this response. None: it sends nothing."""
 
         async def run() -> Any:
             async with (
@@ -164,7 +164,7 @@ def _response(
 
 
 def always(*pieces: bytes) -> Reply:
-    """Sends these."""
+    """Sends these pieces."""
 
     async def reply(writer: asyncio.StreamWriter) -> None:
         for piece in pieces:
@@ -175,7 +175,7 @@ def always(*pieces: bytes) -> Reply:
 
 
 async def silent(writer: asyncio.StreamWriter) -> None:
-    """Sends nothing, for longer than anybody waits."""
+    """Sends nothing, for longer than any deadline."""
     await asyncio.sleep(60)
 
 
@@ -186,8 +186,8 @@ async def serving(reply: Reply) -> AsyncIterator[str]:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            _, told, rest = head.partition(b"content-length:")
-            if told:
+            _, found, rest = head.partition(b"content-length:")
+            if found:
                 await reader.readexactly(int(rest.split(b"\r\n")[0]))
             await reply(writer)
         except (OSError, asyncio.IncompleteReadError):

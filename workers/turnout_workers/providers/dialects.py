@@ -17,8 +17,8 @@ PARAMETERS |= {"tools", "tool_choice", "json_schema", "json_object"}
 
 WEB_IMAGES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"})
 STANDARD_LIMITS = {"x-ratelimit-{}-requests": "requests_per_minute", "x-ratelimit-{}-tokens": "tokens_per_minute"}
-"""Names of response headers, in which `{}` stands for `limit`, `remaining` or `reset`, and the field of `Limits` that
-each of them is about."""
+"""By name of a response header, in which `{}` stands for `limit`, `remaining` or `reset`: the field of `Limits` that it
+describes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +31,24 @@ class Dialect:
     auth_header: str = "authorization"
     auth_prefix: str = "Bearer "
     max_tokens: str = "max_tokens"
-    """The field that limits the answer's length."""
+    """Name of the field that limits the answer's length."""
     seed: str = "seed"
     system_role: str = "system"
     call_id: re.Pattern[str] | None = None
-    """What the ids of tool calls look like; None: they are free."""
+    """Form of the ids of tool calls. None: any."""
     parameters: frozenset[str] = PARAMETERS
     no_reasoning: Mapping[str, Any] | None = None
-    """What asks for none in place of the effort `none`, which is then not known."""
+    """Fields that turn reasoning off, if the effort `none` is unknown here."""
     image_types: frozenset[str] = frozenset()
     """Of images that it takes; empty: not known, so that any is sent."""
     original_images: bool = False
     """Knows the detail `original` of images, for which others are sent `high`."""
     text_only_roles: tuple[str, ...] = ()
-    """Roles in whose messages images are refused."""
+    """Roles whose messages can't hold images."""
     wants_reasoning_back: bool = False
-    """Demands what it thought before it called tools back, beside the calls."""
+    """Demands that its reasoning before tool calls is sent back with the calls."""
     stream_usage: bool = True
-    """Takes `stream_options.include_usage`."""
+    """Supports `stream_options.include_usage`."""
     health_path: str = "/models"
     """After the base URL. Costs nothing, and needs a good key."""
     limit_headers: Mapping[str, str] = field(default_factory=lambda: STANDARD_LIMITS)
@@ -56,19 +56,19 @@ class Dialect:
     limits_count_max_output: bool = True
     """See `Endpoint`."""
     price_id: str | None = None
-    """The provider's id in the price list; None: its prices are the operator's to give."""
+    """The provider's id in the price list. None: only the operator knows its prices."""
     tier_factors: Mapping[str, float] = field(default_factory=dict)
     """What service tiers cost, times the usual price, of models of which the price list doesn't say it."""
     names_are_deployments: bool = False
-    """A model's name there is what the customer has called its deployment, and may be another model's."""
+    """Models are called by the names of the customer's deployments, which may be those of other models."""
 
     def names_by_trust(self, served: str, ours: str) -> tuple[str, str]:
-        """The names of a model there and here, first the one that says what it is."""
+        """Both names of a model, the one that identifies it first."""
         return (ours, served) if self.names_are_deployments else (served, ours)
 
 
 def _hosted(name: str, base_url: str, **special: Any) -> tuple[str, Dialect]:
-    """A vendor whose key is in NAME_API_KEY, and whose prices are listed by its name, if not told otherwise."""
+    """A vendor whose key is in NAME_API_KEY and whose prices are listed by its name, by default."""
     usual = {"key_variables": (f"{name.upper()}_API_KEY",), "price_id": name}
     return name, Dialect(base_url=base_url, **(usual | special))
 
@@ -131,7 +131,7 @@ DIALECTS: dict[str, Dialect] = dict(
         _hosted(
             "openrouter",
             "https://openrouter.ai/api/v1",
-            health_path="/key",  # its list of models is for everybody
+            health_path="/key",  # its list of models needs no key
         ),
         _hosted(
             "cerebras",
@@ -147,7 +147,7 @@ DIALECTS: dict[str, Dialect] = dict(
         _hosted("xai", "https://api.x.ai/v1", **_LIKE_OPENAI, price_id="x-ai"),
         ("vllm", Dialect(base_url="http://127.0.0.1:8000/v1")),
         ("ollama", Dialect(base_url="http://127.0.0.1:11434/v1")),
-        # whose list of models is for everybody, too
+        # its list of models needs no key either
         ("llamacpp", Dialect(base_url="http://127.0.0.1:8080/v1", health_path="/../props")),
         _hosted(
             "anthropic",
@@ -183,4 +183,4 @@ DIALECTS: dict[str, Dialect] = dict(
 )
 """By name."""
 GENERIC = Dialect()
-"""OpenAI's format and nothing else, as of a server that is not OpenAI's own."""
+"""OpenAI's plain format, for servers without a preset."""

@@ -25,9 +25,9 @@ from turnout_workers.providers.wire import (
 from turnout_workers.routing.fleet import Endpoint
 
 VERSION = "v1beta"
-"""Of the API, if the configuration names no other."""
+"""Version of the API, unless the configuration names one."""
 MAX_TEXTS = 100
-"""To embed in one call."""
+"""In one embedding call."""
 FILTERED = frozenset({"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"})
 FINISH = {
     "STOP": FinishReason.STOP,
@@ -40,9 +40,9 @@ BUDGETED = re.compile(r"gemini-[12]\b")
 """Models whose thinking is limited by a number of tokens; later ones take a level."""
 THINKING_LEVEL = {"none": "minimal", "xhigh": "high", "max": "high"}
 THINKING_TOKENS = {"none": 0, "minimal": 512, "low": 1024, "medium": 8192, "high": 24576}
-"""What Google's own OpenAI-compatible layer maps the efforts to."""
+"""As Google's OpenAI-compatible layer maps the efforts."""
 NO_SIGNATURE = "skip_thought_signature_validator"
-"""In place of the signature of a call that another model made, or that has lost it: later models demand one."""
+"""In place of the signature of a call that another model made, or whose signature is lost. Later models demand one."""
 
 
 class GeminiConnector(Connector):
@@ -57,7 +57,7 @@ class GeminiConnector(Connector):
         if request.is_embedding:
             if len(request.texts) > MAX_TEXTS:
                 raise ProviderError.unsupported(
-                    f"{self.name} embeds {MAX_TEXTS} texts at once, not {len(request.texts)}"
+                    f"{self.name} embeds at most {MAX_TEXTS} texts in one call, not {len(request.texts)}"
                 )
             one = {"model": f"models/{endpoint.served_model}", **draft.values(dimensions="outputDimensionality")}
             asked = [{**one, "content": {"parts": [{"text": text}]}} for text in request.texts]
@@ -100,10 +100,10 @@ def _body(request: InferenceRequest, draft: RequestDraft, model: str) -> dict[st
         options["responseMimeType"] = "application/json"
         if wanted.json_schema is not None:
             options["responseJsonSchema"] = wanted.described_schema
-    told, contents = _conversation(request, model)
+    system, contents = _conversation(request, model)
     body: dict[str, Any] = {"contents": contents}
-    if told:
-        body["systemInstruction"] = {"parts": [{"text": told}]}
+    if system:
+        body["systemInstruction"] = {"parts": [{"text": system}]}
     if tools := draft.value("tools"):
         declared = [
             {"name": f.name, "description": f.description or ""}
@@ -115,16 +115,16 @@ def _body(request: InferenceRequest, draft: RequestDraft, model: str) -> dict[st
         mode = TOOL_MODE.get(choice)
         calling = {"mode": mode} if mode else {"mode": "ANY", "allowedFunctionNames": [choice]}
         body["toolConfig"] = {"functionCallingConfig": calling}
-    body["generationConfig"] = options  # though it be empty: extras go into it one by one
+    body["generationConfig"] = options  # even if empty: extras are merged into it
     return body
 
 
 def _conversation(request: InferenceRequest, model: str) -> tuple[str, list[dict[str, Any]]]:
-    """What the system says, and the turns. A function's result is named by the function, not by the call's id."""
+    """The system text, and the turns. A function's result carries the function's name, not the call's id."""
     signature = {} if BUDGETED.match(model) else {"thoughtSignature": NO_SIGNATURE}
     names = {call.id: call.function.name for message in request.chat for call in message.tool_calls}
-    told, turns = conversation(request, "model", partial(_parts, names, signature))
-    return told, [{"role": role, "parts": parts} for role, parts in turns]
+    system, turns = conversation(request, "model", partial(_parts, names, signature))
+    return system, [{"role": role, "parts": parts} for role, parts in turns]
 
 
 def _parts(names: Mapping[str, str], signature: Mapping[str, str], message: Message) -> list[dict[str, Any]]:
@@ -144,7 +144,7 @@ def _parts(names: Mapping[str, str], signature: Mapping[str, str], message: Mess
 
 
 class _Chunks:
-    """Parts are gathered from chunks that each look like a whole answer."""
+    """Collects the parts of chunks that each look like a whole answer."""
 
     def __init__(self) -> None:
         self._parts: list[Any] = []
@@ -155,14 +155,14 @@ class _Chunks:
     def add(self, event: dict[str, Any]) -> str:
         kept = ("usageMetadata", "modelVersion", "promptFeedback")
         self._rest |= {name: event[name] for name in kept if name in event}
-        said = ""
+        text = ""
         for candidate in (event.get("candidates") or ())[:1]:
             self._finish = candidate.get("finishReason") or self._finish
             self._grounding = candidate.get("groundingMetadata") or self._grounding
             parts = (candidate.get("content") or {}).get("parts") or ()
             self._parts += parts
-            said += _text(parts)
-        return said
+            text += _text(parts)
+        return text
 
     def body(self) -> dict[str, Any] | None:
         if self._finish is None:
@@ -174,7 +174,7 @@ class _Chunks:
 def _candidate(body: Any) -> Answer:
     model, searches = body.get("modelVersion"), _searches(body)
     usage = plausible_usage(partial(_usage, searches=searches), body.get("usageMetadata"))
-    if not body.get("candidates") and (feedback := body.get("promptFeedback")):  # it has read the prompt, and bills it
+    if not body.get("candidates") and (feedback := body.get("promptFeedback")):  # the prompt was read, and is billed
         why = feedback["blockReason"]
         return Answer(finish=FinishReason.CONTENT_FILTER, finish_raw=why, usage=usage, model=model)
     candidate = body["candidates"][0]
@@ -208,13 +208,13 @@ def _searches(body: Any) -> int:
     return min(asked, 1) if BUDGETED.match(str(body.get("modelVersion"))) else asked
 
 
-def _usage(told: Any, searches: int = 0) -> Usage:
+def _usage(raw: Any, searches: int = 0) -> Usage:
     """Here thoughts count beside the candidates' tokens, tools' results beside the prompt's; ours include both."""
-    thoughts = int(told.get("thoughtsTokenCount") or 0)
+    thoughts = int(raw.get("thoughtsTokenCount") or 0)
     return Usage(
-        input_tokens=int(told["promptTokenCount"]) + int(told.get("toolUsePromptTokenCount") or 0),
-        cache_read_tokens=int(told.get("cachedContentTokenCount") or 0),
-        output_tokens=int(told.get("candidatesTokenCount") or 0) + thoughts,
+        input_tokens=int(raw["promptTokenCount"]) + int(raw.get("toolUsePromptTokenCount") or 0),
+        cache_read_tokens=int(raw.get("cachedContentTokenCount") or 0),
+        output_tokens=int(raw.get("candidatesTokenCount") or 0) + thoughts,
         reasoning_tokens=thoughts,
         web_searches=searches,
     )

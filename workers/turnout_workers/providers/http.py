@@ -1,8 +1,8 @@
-"""One HTTP call to a provider: deadlines of our own, a cap on what comes back, and every failure classified.
+"""One HTTP call to a provider: our own deadlines, a cap on what comes back, and every failure classified.
 
-It uses aiohttp directly: httpx on top of it took half of a call's processor time, for nothing that is needed here. A
-client's own read timeout is per chunk, and never notices a provider that drips a byte a second: hence the first-byte,
-idle and total deadlines.
+It uses aiohttp directly, because httpx on top of it took half of a call's CPU time and added nothing needed here. A
+client's read timeout is per chunk and never notices a provider that drips a byte a second. Hence the first-byte, idle
+and total deadlines.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from turnout_workers.providers.retry_after import exceeded_limits, observed_limi
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
 MAX_BODY = 32 * 1024 * 1024
-"""Most bytes of one answer."""
+"""Bytes of one answer."""
 ERROR_BODY_S = 2.0
-"""For how many seconds an error response is read, at most."""
+"""How long an error response is read."""
 STREAM_END_S = 0.5
 """How long the end of a stream may take after its last event."""
 _HEADERS = {hdrs.USER_AGENT: "turnout", hdrs.ACCEPT_ENCODING: "identity"}
-"""Nothing compressed: answers are small, and 64 KB of gzip can hold 67 MB, unpacked while all other calls wait."""
+"""No compression: answers are small, and 64 KB of gzip can hold 67 MB, unpacked while all other calls wait."""
 _JSON_HEADERS: dict[str, str] = {hdrs.CONTENT_TYPE: "application/json"}
 
 
@@ -47,20 +47,20 @@ class HttpRequest:
 
     url: URL
     headers: Mapping[str, str] = field(repr=False)
-    """By names of the type `istr`, to which aiohttp would convert plain strings in every call."""
+    """Names are `istr`; aiohttp would convert plain strings in every call."""
     content: bytes | None = field(repr=False)
-    """JSON; None: a GET."""
+    """JSON. None: a GET."""
     timeouts: Timeouts
     keys: tuple[str, ...] = field(default=(), repr=False)
     texts: tuple[str, ...] = field(default=(), repr=False)
-    """Of the prompt, which no message may repeat, as it may none of the keys."""
+    """Texts of the prompt. No error message may repeat them or the keys."""
     limit_headers: Mapping[str, str] = field(default_factory=dict)
     """See `Dialect.limit_headers`."""
     proxy: str | None = field(default=None, repr=False)
 
 
 class Http:
-    """The HTTP client that all connectors of a process share, in one event loop after the other."""
+    """The HTTP client that all connectors of a process share, in one event loop after another."""
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
@@ -73,7 +73,7 @@ class Http:
             await self._session.close()
 
     async def session(self) -> aiohttp.ClientSession:
-        """That of the running event loop. Raises RuntimeError after the end: that is no provider's failure."""
+        """The session of the running event loop. Raises RuntimeError once closed, which is not a provider's failure."""
         if self._closed:
             raise RuntimeError("this Http is closed: make another one")
         loop = asyncio.get_running_loop()
@@ -85,12 +85,12 @@ class Http:
 
 
 class HttpExchange:
-    """A request and its response, which is read whole, or as server-sent events. Whatever fails of it is raised as a
-    ProviderError; what else is raised in its block passes unchanged. A class rather than a generator, for thousands
-    wait at a time.
+    """A request and its response, which is read whole or as server-sent events. Anything that fails in the exchange is
+    raised as ProviderError; exceptions of the block itself pass through. A class, not a generator, because thousands
+    are open at a time.
 
-    There is one deadline: for the first byte, then for each piece, and never later than for the whole call, with all
-    that its reader does meanwhile.
+    There is one deadline: for the first byte, then for each piece, and never later than that of the whole call, which
+    includes what its reader does meanwhile.
     """
 
     __slots__ = (
@@ -115,7 +115,7 @@ class HttpExchange:
         self._response: aiohttp.ClientResponse | None = None
         self._size = 0
         self.headers: Mapping[str, str] = {}
-        """The response's, by names in lower case."""
+        """Of the response. Names are in lower case."""
 
     async def __aenter__(self) -> Self:
         await self._deadline.__aenter__()
@@ -125,7 +125,7 @@ class HttpExchange:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._response is not None:
-            self._response.close()  # unless it was read to its end, when its connection has gone back already
+            self._response.close()  # no effect if it was read to its end
         try:
             await self._deadline.__aexit__(kind, error, trace)
         except TimeoutError:
@@ -138,37 +138,37 @@ class HttpExchange:
         return f"no whole answer in {self._out.timeouts.total_s:g} s" if total else "no rest of the answer in time"
 
     async def start(self, session: aiohttp.ClientSession) -> None:
-        """Send it, and take a 200 as the response; any other is raised."""
+        """Send the request. Any status but 200 is raised."""
         try:
             response = self._response = await _send(session, self._out)
         except Exception as error:
-            raise self._failed(error) from None  # it quotes what came, perhaps the key or the prompt
+            raise self._failed(error) from None  # aiohttp's error may quote the key or the prompt
         self.headers = {name.lower(): value for name, value in response.headers.items()}
-        packing = self.headers.get("content-encoding", "").lower()
-        self._gzipped = packing in ("gzip", "x-gzip")
+        encoding = self.headers.get("content-encoding", "").lower()
+        self._gzipped = encoding in ("gzip", "x-gzip")
         if response.status != 200:
-            self._deadline.reschedule(None)  # what is read of it has its own
+            self._deadline.reschedule(None)  # reading the error body has its own
             raise self._classified(response.status, await _error_body(response, self._out.timeouts, self._gzipped))
         self._deadline.reschedule(self._ends_at)
-        if packing not in ("", "identity") and (not self._gzipped or self.is_stream):
-            raise malformed(f"an answer in {packing}, which we did not ask for", self.headers)
+        if encoding not in ("", "identity") and (not self._gzipped or self.is_stream):
+            raise malformed(f"unexpected content-encoding {encoding}", self.headers)
 
     @property
     def is_stream(self) -> bool:
-        """Whether the response is one of server-sent events: some servers answer in one piece, whatever was asked."""
+        """Whether the response is server-sent events. Some servers answer in one piece when asked for a stream."""
         return "text/event-stream" in self.headers.get("content-type", "").lower()
 
     async def read_json(self) -> dict[str, Any] | list[Any]:
         """The body, read to its end. Raises ProviderError for anything but a JSON object or list."""
         raw = b"".join([piece async for piece in self])
-        told = body.parse_json(body.gunzipped(raw, MAX_BODY) if self._gzipped else raw)
-        self._raise_if_error(told)
-        if not isinstance(told, dict | list):
-            raise malformed("a 200 that is no JSON", self.headers)
-        return told
+        value = body.parse_json(body.gunzipped(raw, MAX_BODY) if self._gzipped else raw)
+        self._raise_if_error(value)
+        if not isinstance(value, dict | list):
+            raise malformed("the body of a 200 is not a JSON object or list", self.headers)
+        return value
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """Each event's data. Whether the stream was complete is for the wire format to say."""
+        """The data of each event. The wire format decides whether the stream was complete."""
         begun = False
         async for data in body.sse_data(self):
             if data.startswith(body.DONE):
@@ -177,14 +177,14 @@ class HttpExchange:
             event = body.parse_json(data)
             self._raise_if_error(event, begun)
             if not isinstance(event, dict):
-                raise malformed("an event that is no JSON object", self.headers)
+                raise malformed("an event that is not a JSON object", self.headers)
             begun = True
             if body.at(event, "delta", "stop_reason"):  # Anthropic's last word, after which pings may come for ever
                 self._end_soon()
             yield event
 
     def _end_soon(self) -> None:
-        """All has been said: the end of the body, when another call can have the connection, is due."""
+        """The stream is complete: its body should end now, which frees the connection."""
         self._ends_at = min(self._ends_at, self._now() + STREAM_END_S)
 
     def __aiter__(self) -> Self:
@@ -208,41 +208,43 @@ class HttpExchange:
             raise malformed(f"more than {MAX_BODY >> 20} MB", self.headers)
         return piece
 
-    def _raise_if_error(self, told: Any, begun: bool = False) -> None:
+    def _raise_if_error(self, value: Any, begun: bool = False) -> None:
         """Raise an error that came in the body of a 200. begun: part of an answer came before it, and may be billed."""
-        if (wrong := _error_in(told)) is None:
+        if (wrong := _error_in(value)) is None:
             return
         error = self._classified(200, wrong)
         if (begun or body.at(wrong, "message", "content")) and error.failure.billed is Billed.NO:
             error.failure = replace(error.failure, billed=Billed.MAYBE)
         raise error
 
-    def _classified(self, status: int, told: Any) -> ProviderError:
+    def _classified(self, status: int, value: Any) -> ProviderError:
         now, secrets = time.time(), self._out.keys + self._out.texts
         limits = observed_limits(self.headers, now, self._out.limit_headers)
-        failure = classify_response(status, self.headers, told, retry_after_s(self.headers, told, now, limits), secrets)
-        return ProviderError(failure, limits + exceeded_limits(told))
+        failure = classify_response(
+            status, self.headers, value, retry_after_s(self.headers, value, now, limits), secrets
+        )
+        return ProviderError(failure, limits + exceeded_limits(value))
 
     def _failed(self, error: Exception) -> ProviderError:
         timeouts = self._out.timeouts
         if isinstance(error, aiohttp.ConnectionTimeoutError) and _connect_s(timeouts) < timeouts.connect_s:
-            # which may be short by the job's own wish
+            # the job's own deadline shortened it
             return ProviderError(Failure(FailureKind.TIMED_OUT, "no connection in time"))
         return ProviderError(classify_exception(error, self._out.keys, self._out.texts))
 
 
-def _error_in(told: Any) -> dict[str, Any] | None:
-    """The object in the body of a 200 that has an error: the body itself, or its choice, as OpenRouter tells of the
-    provider behind it, perhaps beside what that one had said until then."""
-    for one in (told, *body.list_at(told, "choices")[:1]):
+def _error_in(value: Any) -> dict[str, Any] | None:
+    """The object with an error in the body of a 200: the body itself, or its choice, where OpenRouter reports an error
+    of the provider behind it, perhaps with a partial answer."""
+    for one in (value, *body.list_at(value, "choices")[:1]):
         if isinstance(one, dict) and (one.get("error") or one.get("object") == "error"):
             return one
     return None
 
 
 class _Connections(aiohttp.TCPConnector):
-    """Closes a connection that was kept for the next call if anything has come on it since: the answer to nobody, which
-    would be taken for that call's, or the word that the server has closed it."""
+    """Drops a kept-alive connection on which anything has arrived since its last use: either an answer that nothing
+    waits for, which would be taken for the next call's, or the server's notice that it has closed."""
 
     async def _get(self, key: Any, traces: Any) -> Connection | None:
         while (kept := await super()._get(key, traces)) and kept.protocol and kept.protocol.should_close:
@@ -253,9 +255,9 @@ class _Connections(aiohttp.TCPConnector):
 def _session() -> aiohttp.ClientSession:
     """A session without cookies, and without proxies from the environment.
 
-    Certificates are checked by the system's authorities, or those of SSL_CERT_FILE, which aiohttp reads at its import.
+    Certificates are checked against the system's authorities, or SSL_CERT_FILE, which aiohttp reads when imported.
     """
-    # Connections need no limit: the worker's slots and the providers' limits bound the calls in flight.
+    # No limit here: the worker's slots and the providers' limits bound the calls in flight.
     connector = _Connections(limit=0, keepalive_timeout=60, socket_factory=_socket)
     return aiohttp.ClientSession(
         connector=connector,
@@ -279,7 +281,7 @@ async def _send(session: aiohttp.ClientSession, out: HttpRequest) -> aiohttp.Cli
 
 
 def _socket(address: tuple[Any, ...]) -> socket.socket:
-    """For a connection that lasts while a model thinks, and says nothing for minutes."""
+    """A socket with keep-alive probes, because a model may think for minutes without sending anything."""
     made = socket.socket(*address[:3])
     made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in KEEPALIVE.items():
@@ -289,16 +291,16 @@ def _socket(address: tuple[Any, ...]) -> socket.socket:
 
 @cache
 def url_of(base_url: str, path: str) -> URL:
-    """Cached, for a provider has few of them."""
+    """Cached, because a provider has few."""
     return URL(f"{base_url}{path}")
 
 
 @cache
 def _proxy_options(proxy: str) -> dict[str, Any]:
-    """aiohttp's options for a proxy, with its password apart from its address, which error messages quote.
+    """aiohttp's options for a proxy, with the password apart from the address, which error messages quote.
 
-    aiohttp sends this Authorization as Proxy-Authorization, in the request that the proxy reads: CONNECT for https,
-    else the call itself.
+    aiohttp sends this Authorization as Proxy-Authorization in the request that the proxy reads: CONNECT for https,
+    otherwise the call itself.
     """
     url = URL(proxy)
     if url.user is None:
@@ -308,18 +310,18 @@ def _proxy_options(proxy: str) -> dict[str, Any]:
 
 
 def _connect_s(timeouts: Timeouts) -> float:
-    """For connecting: less than there is for the first byte, for whoever has no connection has sent nothing."""
+    """Time for connecting, less than for the first byte, so that a call that never connected counts as unsent."""
     return min(timeouts.connect_s, 0.9 * timeouts.first_byte_s, 0.9 * timeouts.total_s)
 
 
 @lru_cache
 def _connect_timeout(connect_s: float) -> aiohttp.ClientTimeout:
-    """The only deadline that is left to aiohttp: for connecting, before anything is sent."""
+    """The only deadline left to aiohttp: for connecting, before anything is sent."""
     return aiohttp.ClientTimeout(total=None, connect=connect_s)
 
 
 async def _error_body(response: aiohttp.ClientResponse, timeouts: Timeouts, gzipped: bool) -> Any:
-    """The body of an error response, as far as it comes soon: its status alone says enough."""
+    """The body of an error response, as far as it arrives soon. Its status alone would do."""
     raw = b""
     with suppress(Exception):
         async with asyncio.timeout(min(timeouts.idle_s, ERROR_BODY_S)):
@@ -327,7 +329,7 @@ async def _error_body(response: aiohttp.ClientResponse, timeouts: Timeouts, gzip
                 raw += piece
     if gzipped:
         raw = body.gunzipped(raw, MAX_ERROR)
-    told = body.parse_json(raw)
-    if isinstance(told, list) and len(told) == 1:
-        return told[0]  # Gemini's, sometimes
-    return raw.decode("utf-8", "replace") if told is None else told
+    value = body.parse_json(raw)
+    if isinstance(value, list) and len(value) == 1:
+        return value[0]  # Gemini does this sometimes
+    return raw.decode("utf-8", "replace") if value is None else value

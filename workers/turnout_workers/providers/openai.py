@@ -1,4 +1,4 @@
-"""OpenAI's chat completions and embeddings, as some dozen vendors and self-hosted servers speak them."""
+"""OpenAI's chat completions and embeddings, as about a dozen vendors and self-hosted servers speak them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FINISH = {
     "tool_calls": FinishReason.TOOL_CALLS,
     "function_call": FinishReason.TOOL_CALLS,
     "content_filter": FinishReason.CONTENT_FILTER,
-    # by the provider, for reasons of its own: OpenRouter, vLLM, SGLang, DeepSeek
+    # stopped by the provider: OpenRouter, vLLM, SGLang, DeepSeek
     **dict.fromkeys(("error", "abort", "aborted", "insufficient_system_resource"), FinishReason.ERROR),
 }
 NO_PARAMETERS = {"type": "object", "properties": {}}
@@ -49,7 +49,7 @@ class OpenAIConnector(Connector):
 
     @property
     def health_path(self) -> str:
-        """Where there is no key, there is none to find out about."""
+        """Without a key, any endpoint will do: there is no key to check."""
         return self.dialect.health_path if self.config.api_key is not None else "/models"
 
     def stream_collector(self) -> StreamCollector:
@@ -80,8 +80,10 @@ class OpenAIConnector(Connector):
             body["tool_choice"] = choice if is_mode else {"type": "function", "function": {"name": choice}}
         wanted = request.response_format
         if wanted.type == "json_schema" and draft.supports("json_schema"):
-            told = {"name": wanted.name} | ({"description": wanted.description} if wanted.description else {})
-            schema = {**told, "schema": wanted.json_schema, "strict": wanted.is_strict}
+            schema: dict[str, Any] = {"name": wanted.name} | (
+                {"description": wanted.description} if wanted.description else {}
+            )
+            schema |= {"schema": wanted.json_schema, "strict": wanted.is_strict}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         elif wanted.type == "json_object" and draft.supports("json_object"):
             body["response_format"] = {"type": "json_object"}
@@ -90,7 +92,7 @@ class OpenAIConnector(Connector):
 
 def _tool(tool: Tool) -> dict[str, Any]:
     function = tool.function.model_dump(mode="json", exclude_none=True)
-    # Some vendors refuse an empty schema, others none at all; and a null in one is a part of it.
+    # Some vendors refuse an empty schema, others a missing one. A null within a schema belongs to it.
     return {"type": tool.type, "function": {**function, "parameters": tool.function.parameters or NO_PARAMETERS}}
 
 
@@ -98,11 +100,11 @@ def _message(message: Message, dialect: Dialect) -> dict[str, Any]:
     body: dict[str, Any] = {"role": message.role}
     if message.role in ("system", "developer"):
         body["role"] = dialect.system_role
-    if isinstance(said := message.content_or_refusal, tuple):
-        kept = (part for part in said if isinstance(part, TextPart) or message.role not in dialect.text_only_roles)
+    if isinstance(content := message.content_or_refusal, tuple):
+        kept = (part for part in content if isinstance(part, TextPart) or message.role not in dialect.text_only_roles)
         body["content"] = [_part(part, dialect) for part in kept] or ""
     else:
-        body["content"] = said
+        body["content"] = content
     if message.tool_calls:
         calls = (call.model_dump(mode="json") for call in message.tool_calls)
         body["tool_calls"] = [{**call, "id": call_id(call["id"], dialect.call_id)} for call in calls]
@@ -132,31 +134,31 @@ class _Chunks:
         self._reasoning: list[str] = []
         self._calls: list[dict[str, Any]] = []
         self._by_index: dict[int, dict[str, Any]] = {}
-        """Of the calls, the last one that each index stood for."""
+        """The last call for each index."""
         self._finish: Any = None
         self._rest: dict[str, Any] = {}
 
     def add(self, event: dict[str, Any]) -> str:
         self._rest |= {name: event[name] for name in ("model", "usage", "service_tier") if event.get(name)}
-        said = ""
+        text = ""
         for choice in (event.get("choices") or ())[:1]:
             self._finish = choice.get("finish_reason") or self._finish
-            if choice.get("usage"):  # Moonshot's place for it
+            if choice.get("usage"):  # Moonshot's index for it
                 self._rest["usage"] = choice["usage"]
             delta = choice.get("delta") or {}
-            said = _text(delta.get("content"))
-            self._text.append(said)
+            text = _text(delta.get("content"))
+            self._text.append(text)
             self._refusal.append(delta.get("refusal") or "")
             if self._keeps_reasoning and isinstance(thought := delta.get("reasoning_content"), str):
                 self._reasoning.append(thought)
             for part in delta.get("tool_calls") or ():
                 self._add_call(part)
-        return said
+        return text
 
     def _add_call(self, part: Mapping[str, Any]) -> None:
         index, id, function = part.get("index"), part.get("id"), part.get("function") or {}
         name, call = function.get("name"), self._by_index.get(index or 0)
-        # Ollama gives all calls of an answer one index, others give none: another id and a name begin another call.
+        # Ollama gives all calls the same index, others none: so a new id with a name begins another call.
         if call is None or (id and name and call["id"] != id):
             call = self._by_index[index or 0] = {"id": id or "", "name": "", "arguments": []}
             self._calls.append(call)
@@ -182,8 +184,8 @@ class _Chunks:
 
 def _completion(body: Any) -> Answer:
     choice = body["choices"][0]
-    message, raw, refusal = choice["message"], choice.get("finish_reason"), choice["message"].get("refusal")
-    told = body.get("usage")
+    message, finish_raw, refusal = choice["message"], choice.get("finish_reason"), choice["message"].get("refusal")
+    raw = body.get("usage")
     return Answer(
         text=_text(message.get("content")),
         tool_calls=tool_calls(
@@ -191,66 +193,66 @@ def _completion(body: Any) -> Answer:
             for call in message.get("tool_calls") or ()
         ),
         refusal=refusal or None,
-        finish=FINISH.get(raw, FinishReason.OTHER),
-        finish_raw=raw,
-        usage=plausible_usage(usage, told),
-        cost_usd=_cost_usd(told),
+        finish=FINISH.get(finish_raw, FinishReason.OTHER),
+        finish_raw=finish_raw,
+        usage=plausible_usage(usage, raw),
+        cost_usd=_cost_usd(raw),
         service_tier=body.get("service_tier"),
         model=body.get("model"),
     )
 
 
 def _text(content: Any) -> str:
-    if isinstance(content, list):  # Mistral answers in parts, of which those without a text are thoughts
+    if isinstance(content, list):  # Mistral answers in parts; those without a text are thoughts
         return "".join(part.get("text") or "" for part in content)
     return content or ""
 
 
 def _embeddings(body: Any) -> Answer:
     rows = body["data"]
-    places = [row.get("index") or 0 for row in rows]  # Gemini leaves out a 0
-    if any(places):  # else they come in order
-        by_place = dict(zip(places, rows, strict=True))
-        if sorted(by_place) != list(range(len(rows))):
-            raise malformed("embeddings of which nobody knows for which text they are")
-        rows = [by_place[place] for place in range(len(rows))]
+    indexes = [row.get("index") or 0 for row in rows]  # Gemini leaves out a 0
+    if any(indexes):  # otherwise they are in order
+        by_index = dict(zip(indexes, rows, strict=True))
+        if sorted(by_index) != list(range(len(rows))):
+            raise malformed("embeddings with duplicate or missing indexes")
+        rows = [by_index[index] for index in range(len(rows))]
     vectors = tuple(_vector(row["embedding"]) for row in rows)
-    told = body.get("usage")
-    if isinstance(told, dict) and "total_tokens" in told:  # all that some vendors report, such as Voyage
-        told = {"prompt_tokens": told["total_tokens"], **told}
-    cost = _cost_usd(told)
-    return Answer(embeddings=vectors, usage=plausible_usage(usage, told), cost_usd=cost, model=body.get("model"))
+    raw = body.get("usage")
+    if isinstance(raw, dict) and "total_tokens" in raw:  # all that some vendors report, such as Voyage
+        raw = {"prompt_tokens": raw["total_tokens"], **raw}
+    cost = _cost_usd(raw)
+    return Answer(embeddings=vectors, usage=plausible_usage(usage, raw), cost_usd=cost, model=body.get("model"))
 
 
-def _vector(told: Any) -> tuple[float, ...]:
-    if isinstance(told, str):  # base64, by servers that heed no `encoding_format`
-        raw = b64decode(told, validate=True)
-        return struct.unpack(f"<{len(raw) // 4}f", raw)
-    if not isinstance(told, list):
-        raise malformed("an embedding that is no list")
-    return tuple(map(float, told))
+def _vector(raw: Any) -> tuple[float, ...]:
+    if isinstance(raw, str):  # base64, from servers that ignore `encoding_format`
+        packed = b64decode(raw, validate=True)
+        return struct.unpack(f"<{len(packed) // 4}f", packed)
+    if not isinstance(raw, list):
+        raise malformed("an embedding that is not a list")
+    return tuple(map(float, raw))
 
 
-def usage(told: Any) -> Usage:
-    """Tokens as reported. xAI and Gemini's OpenAI-compatible layer count reasoning in the total alone."""
-    inside, outside = told.get("prompt_tokens_details") or {}, told.get("completion_tokens_details") or {}
-    asked, answered = int(told["prompt_tokens"]), int(told.get("completion_tokens") or 0)
+def usage(raw: Any) -> Usage:
+    """Tokens as reported. xAI and Gemini's OpenAI-compatible layer count reasoning only in the total."""
+    inside, outside = raw.get("prompt_tokens_details") or {}, raw.get("completion_tokens_details") or {}
+    asked, answered = int(raw["prompt_tokens"]), int(raw.get("completion_tokens") or 0)
     return Usage(
         input_tokens=asked,
-        cache_read_tokens=int(inside.get("cached_tokens") or told.get("prompt_cache_hit_tokens") or 0),
+        cache_read_tokens=int(inside.get("cached_tokens") or raw.get("prompt_cache_hit_tokens") or 0),
         cache_write_tokens=int(inside.get("cache_write_tokens") or 0),
-        output_tokens=max(answered, int(told.get("total_tokens") or 0) - asked),
+        output_tokens=max(answered, int(raw.get("total_tokens") or 0) - asked),
         reasoning_tokens=int(outside.get("reasoning_tokens") or 0),
     )
 
 
-def _cost_usd(told: Any) -> Any:
-    """OpenRouter reports dollars, Perplexity a table of them, xAI ten-billionths of one. With the operator's own key
-    OpenRouter's `cost` is what it takes for itself, and the vendor's bill is beside it; without one `cost` has both."""
+def _cost_usd(raw: Any) -> Any:
+    """OpenRouter reports dollars, Perplexity a table of them, xAI ten-billionths of a dollar. With the operator's own
+    key, OpenRouter's `cost` is only its fee, and the vendor's bill another field; otherwise `cost` includes both."""
     try:
-        ticks, cost = told.get("cost_in_usd_ticks"), told.get("cost")
-        if told.get("is_byok") is True:
-            return cost + told["cost_details"]["upstream_inference_cost"]
+        ticks, cost = raw.get("cost_in_usd_ticks"), raw.get("cost")
+        if raw.get("is_byok") is True:
+            return cost + raw["cost_details"]["upstream_inference_cost"]
         if isinstance(cost, dict):
             return cost["total_cost"]
         return cost if ticks is None else ticks / 1e10

@@ -1,4 +1,4 @@
-"""When a provider says to come back, and what it says of its limits, in every vendor's spelling."""
+"""When a provider asks us to come back, and what it says about its limits, in every vendor's spelling."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from turnout_workers.state.store import ObservedLimit
 
 _UNIT_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|d|h|m|s)")
-_DURATIONS = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|us|µs|ns|d|h|m|s))++")  # or a long one takes gigabytes to be read
+_DURATIONS = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|us|µs|ns|d|h|m|s))++")  # possessive, or a long text takes gigabytes
 _WAIT_IN_WORDS = re.compile(
     rf"(?:try again in|retry after) (?:({_DURATIONS.pattern})\b"
     r"|(\d+(?:\.\d+)?)(?: ?(sec(?:ond)?|min(?:ute)?|hour|day)s?\b|(?![ .]?\w)))",
     re.IGNORECASE,
 )
-"""A number alone is seconds; before a unit that we don't know it is nothing."""
+"""A bare number is seconds; one with an unknown unit is ignored."""
 _QUOTAS = {"InputTokens": "input_tokens_per_minute", "Requests": "requests_per_minute"}
-"""What the names of Gemini's quotas mean, as in `GenerateRequestsPerMinutePerProjectPerModel-FreeTier`."""
+"""By a part of the names of Gemini's quotas, such as `GenerateRequestsPerMinutePerProjectPerModel-FreeTier`."""
 MAX_WAIT_S = 30 * 86400.0
 """A longer wait is a mistake, theirs or ours."""
 MAX_TEXT_LENGTH = 100
-"""A longer one tells no time."""
+"""A longer text isn't a time."""
 MAX_LIMIT = 1e12
-"""A limit above this is taken for none."""
+"""A higher limit is ignored."""
 
 
 def seconds(text: str | None, now: float) -> float | None:
-    """Seconds from now on: a number, a Go duration (`6m0s`, `12ms`), an epoch in s or ms, RFC 3339, an HTTP date.
+    """Seconds from now, from a number, a Go duration (`6m0s`, `12ms`), an epoch in s or ms, RFC 3339, an HTTP date.
 
     None if it can't be read.
     """
@@ -61,48 +61,48 @@ def _seconds(text: str, now: float) -> float | None:
 
 
 def _sent_at(headers: Mapping[str, str], now: float) -> float:
-    """The sender's clock, to which the moments that it names refer: ours may be wrong by any amount."""
+    """The sender's clock. Moments that it names refer to it, and ours may be wrong by any amount."""
     date = headers.get("date")
-    told_s = _seconds(date, 0.0) if date else None
-    return now if told_s is None else told_s
+    sent_at = _seconds(date, 0.0) if date else None
+    return now if sent_at is None else sent_at
 
 
 def retry_after_s(
     headers: Mapping[str, str], body: Any, now: float, limits: Iterable[ObservedLimit] = ()
 ) -> float | None:
-    """How long the provider asks to wait, by `retry-after-ms`, `retry-after`, Gemini's RetryInfo, OpenRouter's reset,
-    the resets of those of its limits of which nothing remains, else by its words ("try again in 7m12s")."""
+    """How long the provider asks us to wait: from `retry-after-ms`, `retry-after`, Gemini's RetryInfo, OpenRouter's
+    reset, the resets of exhausted limits, or its message ("try again in 7m12s")."""
     if (ms := _number(headers.get("retry-after-ms"))) is not None and ms >= 0:
         return min(ms / 1000, MAX_WAIT_S)
     now = _sent_at(headers, now)
-    if (told := seconds(headers.get("retry-after"), now)) is not None:
-        return told
+    if (wait_s := seconds(headers.get("retry-after"), now)) is not None:
+        return wait_s
     for info in _details(body, "RetryInfo"):
         delay = info.get("retryDelay")
-        if (told := seconds(delay if isinstance(delay, str) else None, now)) is not None:
-            return told
+        if (wait_s := seconds(delay if isinstance(delay, str) else None, now)) is not None:
+            return wait_s
     resets = [limit.reset_s for limit in limits if limit.remaining == 0]
-    # OpenRouter reports the one limit that was reached; for free models in the body alone.
+    # OpenRouter reports only the limit that was reached, and for free models only in the body.
     if isinstance(inner := at(body, "error", "metadata", "headers"), dict):
         headers = {**headers, **{str(name).lower(): str(value) for name, value in inner.items()}}
     if _number(headers.get("x-ratelimit-remaining")) == 0:
         resets.append(seconds(headers.get("x-ratelimit-reset"), now))
-    said = str(at(body, "error", "message"))
-    return max((reset for reset in resets if reset is not None), default=_in_words_s(said, now))
+    message = str(at(body, "error", "message"))
+    return max((reset for reset in resets if reset is not None), default=_in_words_s(message, now))
 
 
 def _in_words_s(message: str, now: float) -> float | None:
-    """As in "try again in 7m12s", "in 5 minutes" or "retry after 20"."""
-    if (said := _WAIT_IN_WORDS.search(message[:MAX_ERROR])) is None:
+    """The wait in a message such as "try again in 7m12s", "in 5 minutes" or "retry after 20"."""
+    if (found := _WAIT_IN_WORDS.search(message[:MAX_ERROR])) is None:
         return None
-    duration, amount, unit = said.groups()
+    duration, amount, unit = found.groups()
     return seconds((duration or f"{amount}{(unit or 's')[0]}").lower(), now)
 
 
 def observed_limits(
     headers: Mapping[str, str], now: float, limit_headers: Mapping[str, str]
 ) -> tuple[ObservedLimit, ...]:
-    """What a provider's headers say of its limits. limit_headers: see `Dialect.limit_headers`."""
+    """What a provider's headers say about its limits. limit_headers: see `Dialect.limit_headers`."""
     if not any("ratelimit" in name for name in headers):
         return ()
     found, now = [], _sent_at(headers, now)
@@ -110,13 +110,13 @@ def observed_limits(
         limit, remaining = (_number(headers.get(name.format(word))) for word in ("limit", "remaining"))
         if remaining is None or not 0 <= remaining <= MAX_LIMIT:  # Azure says -1 for "unknown"
             continue
-        known = int(limit) if limit is not None and 1 <= limit <= MAX_LIMIT else None
-        found.append(ObservedLimit(kind, known, int(remaining), seconds(headers.get(name.format("reset")), now)))
+        ceiling = int(limit) if limit is not None and 1 <= limit <= MAX_LIMIT else None
+        found.append(ObservedLimit(kind, ceiling, int(remaining), seconds(headers.get(name.format("reset")), now)))
     return tuple(found)
 
 
 def exceeded_limits(body: Any) -> tuple[ObservedLimit, ...]:
-    """The limits by the minute that Gemini says were exceeded. It tells of them nowhere else."""
+    """The per-minute limits that Gemini says were exceeded. It reports them nowhere else."""
     found = []
     for failure in _details(body, "QuotaFailure"):
         for violation in list_at(failure, "violations"):
@@ -128,7 +128,7 @@ def exceeded_limits(body: Any) -> tuple[ObservedLimit, ...]:
 
 
 def _details(body: Any, type: str) -> Iterator[dict[str, Any]]:
-    """Those of a Google error that are of one type."""
+    """The details of one type in a Google error."""
     for detail in list_at(body, "error", "details"):
         if isinstance(detail, dict) and str(detail.get("@type")).endswith(f".{type}"):
             yield detail

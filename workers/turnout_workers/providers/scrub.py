@@ -1,4 +1,4 @@
-"""Keeping keys and prompts out of what providers say: their error messages may repeat both."""
+"""Keeping keys and prompts out of providers' error messages, which may repeat both."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ _KEY = re.compile(r"\b(?:sk|gsk|key|AIza|xai|r8|csk|fw|tgp)[-_][A-Za-z0-9_*.-]{8
 _CODE = re.compile(r"\\u([0-9a-fA-F]{4})")
 _ENTITY = re.compile(r"&[#\w]{2,32};")
 _USUAL = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#x27;": "'", "&#39;": "'"}
-"""Entities of which a prompt may be full. To replace one that is known takes a tenth of the time of looking it up."""
+"""Entities of which a prompt may be full. Replacing them directly takes a tenth of the time of looking them up."""
 MAX_ESCAPES = 4
-"""How often over a text may be escaped as HTML that is still to be known again."""
+"""How many times over a text may be escaped as HTML and still be recognized."""
 MAX_MESSAGE_LENGTH = 500
 IMAGE_PREFIX = 4000
-"""How much of an image is looked for: vendors repeat the beginning of what they object to, and images are long."""
+"""How much of an image is searched for. Vendors repeat the beginning of what they object to, and images are long."""
 PIECE_LENGTH = 16
-"""Length of the aligned pieces by which message and prompt are compared: every repetition of twice as many characters
-holds one, of the one and of the other."""
+"""Length of the aligned pieces by which message and prompt are compared. Repetitions of twice that length hold one."""
 
 
 def scrubbed(text: str, secrets: tuple[str, ...] = ()) -> str:
-    """The provider's words without our key, what looks like one, or a repetition of the prompt; one line, bounded."""
+    """A provider's message without our key, anything like a key, or parts of the prompt: one line, bounded."""
     if not text:
         return text
     text = text[: 4 * MAX_MESSAGE_LENGTH]
@@ -42,10 +41,10 @@ def scrubbed(text: str, secrets: tuple[str, ...] = ()) -> str:
 
 
 def _plain(text: str) -> str:
-    """The text as it is read: vendors repeat it as JSON or HTML, or as JSON in JSON, and break lines elsewhere.
+    """The unescaped text: vendors repeat it as JSON or HTML, or as JSON in JSON, and break lines elsewhere.
 
-    However often it was escaped, it comes to the same. A prompt may have a megabyte, while all calls wait: hence plain
-    replacements, of all at a time, and none in vain.
+    The result is the same however often it was escaped. A prompt may have a megabyte, and all calls wait meanwhile:
+    hence plain replacements of all occurrences, and only those that are needed.
     """
     if "\\" in text:
         text = _once(text, "\\")
@@ -59,14 +58,16 @@ def _plain(text: str) -> str:
         if before == (text := _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)):
             break
     if not text.isascii():
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # pairs of escapes are one character
+        text = text.encode("utf-16", "surrogatepass").decode(
+            "utf-16", "replace"
+        )  # surrogate pairs become one character
     for space in "\n\r\t":
         text = text.replace(space, " ")
     return _once(text, " ").strip()
 
 
 def _once(text: str, character: str) -> str:
-    """The text with one of the character wherever there are several in a row."""
+    """The text with runs of the character reduced to one."""
     while 2 * character in text:
         text = text.replace(2 * character, character)
     return text
@@ -77,7 +78,7 @@ def _without_secrets(text: str, secrets: Iterable[str]) -> str:
     for secret in secrets:
         if len(secret) >= 8:
             text = text.replace(secret, "…")
-        # The prompt's pieces are looked up in the message's: a search for each of these in a long prompt takes longer.
+        # The prompt's pieces are looked up among the message's: searching a long prompt for each takes longer.
         if len(secret) >= 2 * PIECE_LENGTH and not pieces.isdisjoint(_pieces(secret, PIECE_LENGTH)):
             text = _without_pieces(text, secret)
     return text
@@ -88,7 +89,7 @@ def _pieces(text: str, step: int = 1) -> set[str]:
 
 
 def _without_pieces(text: str, secret: str) -> str:
-    """The text without longer pieces of the secret: vendors repeat the beginning of a prompt, or some of its middle."""
+    """The text without longer pieces of the secret. Vendors repeat the beginning of a prompt, or part of its middle."""
     kept, at = "", 0
     while at < len(text):
         piece = text[at : at + PIECE_LENGTH]
@@ -103,12 +104,12 @@ def _without_pieces(text: str, secret: str) -> str:
 
 
 def _common(one: Iterable[str], other: Iterable[str]) -> int:
-    """How many characters are the same at the beginning."""
+    """Length of the common prefix."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def prompt_texts(request: InferenceRequest) -> Iterator[str]:
-    """The caller's content, which no error may repeat."""
+    """The caller's content, which no error message may repeat."""
     yield from request.texts
     for message in request.chat:
         yield message.text
