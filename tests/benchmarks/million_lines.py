@@ -22,7 +22,7 @@ from pathlib import Path
 
 import redis
 from openai.types.chat import ChatCompletion
-from tests.benchmarks.measure import keep, keeping
+from tests.benchmarks.measure import add_keep_option, keep
 from tests.benchmarks.throughput import FLEET, SLOTS
 from tests.chaos.stand import Stand, standing
 
@@ -35,7 +35,7 @@ STALLED_S = 120.0
 """Without a single further line: the run has failed."""
 RESUME_LIMIT_S = 60.0
 Point = tuple[float, int, float]
-"""A moment (s), the lines done by then, and the CPU time (s) of the command until then, over all of its lives."""
+"""A moment (s), the lines done by then, and the command's CPU time (s) until then, over all its lives."""
 
 
 class Run:
@@ -47,7 +47,7 @@ class Run:
         self.command_mb = self.redis_mb = 0.0
         self.points: list[Point] = []
         self.resumed: list[tuple[str, float]] = []
-        """What was killed, and how long it was until the next line was done."""
+        """What was killed, and the time until the next line was done."""
         self._done = 0
         self._cpu_before_s = 0.0
         self.start()
@@ -74,8 +74,8 @@ class Run:
     def watch(self) -> None:
         if self.command.poll() is None:
             self.points.append((time.monotonic(), self.done(), self.cpu_s()))
-            told = Path(f"/proc/{self.command.pid}/status").read_text()
-            self.command_mb = max(self.command_mb, *(int(s.split()[1]) / 1e3 for s in told.splitlines() if "HWM" in s))
+            text = Path(f"/proc/{self.command.pid}/status").read_text()
+            self.command_mb = max(self.command_mb, *(int(s.split()[1]) / 1e3 for s in text.splitlines() if "HWM" in s))
         self.redis_mb = max(self.redis_mb, int(self.stand.client.info("memory")["used_memory_peak"]) / 1e6)
 
     def until(self, lines: int) -> None:
@@ -110,7 +110,7 @@ class Run:
 
 
 def faults(run: Run, lines: int) -> list[str]:
-    """What is wrong with the output, each line of it parsed by OpenAI's own types."""
+    """What is wrong with the output. OpenAI's own types parse each line."""
     seen = 0
     with run.output.open("rb") as output:
         for seen, raw in enumerate(output, 1):
@@ -150,49 +150,49 @@ def write(source: Path, lines: int) -> None:
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--lines", type=int, default=1_000_000)
-    options.add_argument("--kills", type=int, default=5)
-    keeping(options)
-    given = options.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lines", type=int, default=1_000_000)
+    parser.add_argument("--kills", type=int, default=5)
+    add_keep_option(parser)
+    options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="turnout-lines-") as folder,
         standing(Path(folder), FLEET.format(delay=0.0), SLOTS, lease_s=30.0) as stand,
     ):
         os.chdir(folder)
         source = Path(folder) / "input.jsonl"
-        write(source, given.lines)
+        write(source, options.lines)
         for _ in range(WORKERS):
             stand.start_worker()
         began = time.monotonic()
         run = Run(stand, source)
-        for number, what in enumerate(islice(cycle(KILLED), given.kills), 1):
-            run.until(given.lines * number // (given.kills + 1))
+        for number, what in enumerate(islice(cycle(KILLED), options.kills), 1):
+            run.until(options.lines * number // (options.kills + 1))
             run.kill(what)
             print(f"{run.done()} lines; {what} killed; went on after {run.resumed[-1][1]:.1f} s", flush=True)
-        run.until(given.lines)
+        run.until(options.lines)
         try:
             code = run.command.wait(STALLED_S)
         except subprocess.TimeoutExpired:
             code = -1
         took = time.monotonic() - began
-        wrong = faults(run, given.lines) if code == 0 else [f"it ended with {code}: {run.log.read_text()[-500:]}"]
-        told = stand.oracle()
+        wrong = faults(run, options.lines) if code == 0 else [f"it ended with {code}: {run.log.read_text()[-500:]}"]
+        stats = stand.oracle()
         with redis.Redis.from_url(stand.redis.url) as client:
             left = int(client.info("memory")["used_memory"]) / 1e6
     slow = [f"{what}: {took_s:.0f} s" for what, took_s in run.resumed if took_s > RESUME_LIMIT_S]
     wrong += [f"resumed too late: {', '.join(slow)}"] if slow else []
-    fifths, part = paces(run.points, given.lines), min(10_000, given.lines // 10)
-    first_ms, last_ms = cpu_ms(run.points, 0, part), cpu_ms(run.points, given.lines - part, given.lines)
-    print(f"{given.lines} lines in {took:.0f} s, {given.lines / took:.0f}/s over all")
+    fifths, part = paces(run.points, options.lines), min(10_000, options.lines // 10)
+    first_ms, last_ms = cpu_ms(run.points, 0, part), cpu_ms(run.points, options.lines - part, options.lines)
+    print(f"{options.lines} lines in {took:.0f} s, {options.lines / took:.0f}/s over all")
     print(f"lines a second by fifths of the file: {', '.join(f'{one:.0f}' for one in fifths)}")
     print(f"CPU of the command a line: the first {part} {first_ms:.2f} ms, the last {part} {last_ms:.2f} ms")
     print(f"memory at most: command {run.command_mb:.0f} MB, Redis {run.redis_mb:.0f} MB (at the end {left:.0f} MB)")
-    print(f"jobs by calls, as the simulator counted: {told['jobs_by_calls']}")
+    print(f"jobs by calls, as the simulator counted: {stats['jobs_by_calls']}")
     print("\n".join(wrong) or "every line has one result, in order, and OpenAI's types parse it")
-    if given.keep:
+    if options.keep:
         figures = {
-            "lines": given.lines,
+            "lines": options.lines,
             "took_s": took,
             "by_fifths": fifths,
             "first_ms": first_ms,
@@ -200,7 +200,7 @@ def main() -> int:
             "command_mb": run.command_mb,
             "redis_mb": run.redis_mb,
         }
-        keep("million_lines", {**figures, "resumed_s": run.resumed, "jobs_by_calls": told["jobs_by_calls"]})
+        keep("million_lines", {**figures, "resumed_s": run.resumed, "jobs_by_calls": stats["jobs_by_calls"]})
     return 1 if wrong else 0
 
 

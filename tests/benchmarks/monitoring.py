@@ -1,4 +1,4 @@
-"""What watching costs: one worker with task events, metrics scraped each second and JSON logs, beside one with none.
+"""What monitoring costs: a worker with task events, metrics scraped each second and JSON logs, and one with none.
 
 In turns in one run, against the same simulated provider, whose answers come after 200 ms. Flower listens to the events,
 on the same cores.
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from tests.benchmarks.measure import Pace, keep, keeping, spread
+from tests.benchmarks.measure import Pace, add_keep_option, keep, spread
 from tests.benchmarks.throughput import FLEET, SLOTS, turnout
 from tests.chaos.stand import Stand, standing
 from tests.flower import flower
@@ -71,24 +71,24 @@ def watched(stand: Stand, jobs: int, events: bool, rest: bool) -> Pace:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--jobs", type=int, default=3000)
-    options.add_argument("--parts", action="store_true", help="also the two halves alone")
-    keeping(options)
-    given = options.parse_args()
-    chosen = PARTS if given.parts else {name: PARTS[name] for name in (ON, OFF)}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=3000)
+    parser.add_argument("--parts", action="store_true", help="also the two halves alone")
+    add_keep_option(parser)
+    options = parser.parse_args()
+    chosen = PARTS if options.parts else {name: PARTS[name] for name in (ON, OFF)}
     found: dict[str, list[Pace]] = {name: [] for name in chosen}
     with tempfile.TemporaryDirectory() as folder, standing(Path(folder), FLEET.format(delay=0.2), SLOTS) as stand:
-        for _ in range(given.rounds):
+        for _ in range(options.rounds):
             for name, (events, rest) in chosen.items():
-                found[name].append(watched(stand, given.jobs, events, rest))
+                found[name].append(watched(stand, options.jobs, events, rest))
     without = statistics.median(one.rate for one in found[OFF])
     for name, measured in found.items():
         rates, cpu_ms = [one.rate for one in measured], statistics.median(one.cpu_ms for one in measured)
         print(f"{name:45} {spread(rates)} jobs/s   {cpu_ms:5.2f} CPU ms a job"
               f"   {statistics.median(rates) / without:.0%}")  # fmt: skip
-    if given.keep:
+    if options.keep:
         keep("monitoring", {"unit": "jobs/s, CPU ms a job", "raw": found})
 
 

@@ -1,8 +1,8 @@
 """One of three equal providers dies at job 500 of 1,000, at 100 jobs a second: what it costs us, and what LiteLLM.
 
-For each way to die: calls that went to the dead one, jobs that failed, and the 99th percentile of the time from
-submission to result, before the death and after it. LiteLLM's Router runs in a bare loop with its defaults, but for a
-timeout of 10 s, for its own is 600 s. Ours is one worker, and has the whole queue in between.
+For each way to die: calls to the dead provider, failed jobs, and the 99th percentile of the time from submission to
+result, before and after the death. LiteLLM's Router runs in a bare loop with its defaults, except for a timeout of 10 s
+instead of 600 s. Ours is one worker, including the whole queue.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import peers
-from tests.benchmarks.measure import keep, keeping
+from tests.benchmarks.measure import add_keep_option, keep
 from tests.chaos.stand import Stand, standing
 
 JOBS, RATE, DEATH = 1000, 100.0, 500
@@ -91,7 +91,7 @@ def ours(stand: Stand, fault: dict[str, Any]) -> dict[str, Any]:
     stand.until(lambda: stand.settled() == JOBS + 20, 120)
     results = [result for result in stand.results(ids) if result is not None]
     took = [(result.settled_at or 0.0) - (result.accepted_at or 0.0) for result in results]
-    return _told(stand, died, JOBS - sum(result.succeeded for result in results), took)
+    return _summary(stand, died, JOBS - sum(result.succeeded for result in results), took)
 
 
 def litellm(stand: Stand, fault: dict[str, Any]) -> dict[str, Any]:
@@ -101,10 +101,10 @@ def litellm(stand: Stand, fault: dict[str, Any]) -> dict[str, Any]:
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     reply, _ = child.communicate(b"\n")  # read once it has warmed up
     found = json.loads(reply.splitlines()[-1])
-    return _told(stand, found["died"], found["failed"], found["took"])
+    return _summary(stand, found["died"], found["failed"], found["took"])
 
 
-def _told(stand: Stand, died: int, failed: int, took: list[float]) -> dict[str, Any]:
+def _summary(stand: Stand, died: int, failed: int, took: list[float]) -> dict[str, Any]:
     def p99(part: list[float]) -> float:
         return round(statistics.quantiles(part, n=100)[98], 3)
 
@@ -113,24 +113,24 @@ def _told(stand: Stand, died: int, failed: int, took: list[float]) -> dict[str, 
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--no-peers", action="store_true")
-    keeping(options)
-    options.add_argument("--only", choices=DEATHS, action="append", help="this way to die")
-    given = options.parse_args()
-    runners = {"turnout": ours} if given.no_peers else {"turnout": ours, "litellm": litellm}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-peers", action="store_true")
+    add_keep_option(parser)
+    parser.add_argument("--only", choices=DEATHS, action="append", help="this way to die")
+    options = parser.parse_args()
+    runners = {"turnout": ours} if options.no_peers else {"turnout": ours, "litellm": litellm}
     raw: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for death in given.only or DEATHS:
+    for death in options.only or DEATHS:
         found = raw.setdefault(death, {name: [] for name in runners})
-        for _ in range(given.rounds):
+        for _ in range(options.rounds):
             for name, run in runners.items():
                 with tempfile.TemporaryDirectory() as folder, standing(Path(folder), FLEET, 500) as stand:
                     found[name].append(run(stand, DEATHS[death]))
         for name, rounds in found.items():
             facts = ", ".join(f"{fact} {' '.join(str(one[fact]) for one in rounds)}" for fact in rounds[0])
             print(f"{death:18} {name:8} {facts}", flush=True)
-    if given.keep:
+    if options.keep:
         keep("outage", {"unit": "calls, jobs, s", "raw": raw})
 
 

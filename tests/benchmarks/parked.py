@@ -1,10 +1,10 @@
-"""What jobs cost while they wait for a provider that has no room: `python -m tests.benchmarks.parked`
+"""What jobs cost while they wait for a full provider: `python -m tests.benchmarks.parked`
 
-One worker, with nothing to do at first; then with many parked jobs, of which the provider's limit lets few go at a
-time. Compared, in one run: CPU of the worker and of Redis, commands a second, and memory.
+One worker, first idle, then with many parked jobs, of which the provider's limit lets few go at a time. One run
+compares CPU of the worker and of Redis, commands a second, and memory.
 
-With `--lines N` the jobs are of N tenants, each at its ceiling for the day and in a line of its own; then a job now and
-then of nobody's, for which there is room, shows whether they hold others up.
+With `--lines N` the jobs belong to N tenants, each at its ceiling for the day and waiting separately. Jobs without a
+tenant, for which there is room, show whether those hold others up.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from tests.benchmarks.measure import cpu_s, keep, keeping, rss_mb, spread
+from tests.benchmarks.measure import add_keep_option, cpu_s, keep, rss_mb, spread
 from tests.chaos.stand import Stand, standing
 
 from turnout.request import RoutingConstraints
@@ -56,7 +56,7 @@ class Cost:
 
 
 def watched(stand: Stand, for_s: float) -> Cost:
-    """What they cost from now on, with nobody looking on."""
+    """What they cost from now on, undisturbed."""
     pids = (stand.workers[0].pid, stand.redis.proc.pid)
     before = [cpu_s(pid) for pid in pids]
     commands = stand.client.info("stats")["total_commands_processed"]
@@ -76,7 +76,7 @@ def waiting(stand: Stand) -> int:
 
 
 def fresh(stand: Stand, name: str) -> list[float]:
-    """How long jobs take for which there is room, in seconds, one after the other."""
+    """Seconds that jobs take for which there is room, one after the other."""
     took_s = []
     for n in range(FRESH):
         before, began = stand.settled(), time.monotonic()
@@ -87,45 +87,45 @@ def fresh(stand: Stand, name: str) -> list[float]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--jobs", type=int, default=100_000)
-    options.add_argument("--lines", type=int, default=1, help="what they wait for is so many different things")
-    options.add_argument("--for", type=float, default=20.0, dest="for_s", help="seconds of each measurement")
-    options.add_argument("--times", type=int, default=5, help="measurements of the parked")
-    options.add_argument("--limit", default="requests_per_minute = 60", help="the provider's, as in turnout.toml")
-    keeping(options)
-    given = options.parse_args()
-    if given.keep and given.lines > 1:
-        options.error("what is kept, and the report tells of, is one line")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=100_000)
+    parser.add_argument("--lines", type=int, default=1, help="number of different things that they wait for")
+    parser.add_argument("--for", type=float, default=20.0, dest="for_s", help="seconds of each measurement")
+    parser.add_argument("--times", type=int, default=5, help="measurements of the parked")
+    parser.add_argument("--limit", default="requests_per_minute = 60", help="the provider's, as in turnout.toml")
+    add_keep_option(parser)
+    options = parser.parse_args()
+    if options.keep and options.lines > 1:
+        parser.error("--keep needs --lines 1, which the report is about")
     with (
         tempfile.TemporaryDirectory(prefix="turnout-parked-") as folder,
-        standing(Path(folder), FLEET.format(limit=given.limit), 200) as stand,
+        standing(Path(folder), FLEET.format(limit=options.limit), 200) as stand,
     ):
-        if given.lines > 1:
+        if options.lines > 1:
             stand.config.write_text(stand.config.read_text() + CEILINGS)
         stand.start_worker()
-        idle = watched(stand, given.for_s)
+        idle = watched(stand, options.for_s)
         print("idle:  ", idle, flush=True)
         began = time.monotonic()
-        for line in range(given.lines):
-            tenant = RoutingConstraints(tenant=f"tenant-{line}") if given.lines > 1 else RoutingConstraints()
-            stand.submit([f"job-{n}" for n in range(line, given.jobs, given.lines)], constraints=tenant)
-        stand.until(lambda: waiting(stand) >= 0.95 * given.jobs, 900)
+        for line in range(options.lines):
+            tenant = RoutingConstraints(tenant=f"tenant-{line}") if options.lines > 1 else RoutingConstraints()
+            stand.submit([f"job-{n}" for n in range(line, options.jobs, options.lines)], constraints=tenant)
+        stand.until(lambda: waiting(stand) >= 0.95 * options.jobs, 900)
         print(f"parked after {time.monotonic() - began:.0f} s", flush=True)
         settled = stand.settled()
         costs = []
-        for _ in range(given.times):
-            costs.append(watched(stand, given.for_s))
+        for _ in range(options.times):
+            costs.append(watched(stand, options.for_s))
             print("parked:", costs[-1], flush=True)
-            if given.lines > 1:
+            if options.lines > 1:
                 print("room:   after", spread(fresh(stand, f"fresh-{time.monotonic()}")), "s", flush=True)
-        went = (stand.settled() - settled) / (given.times * given.for_s)
-        if given.lines == 1:
+        went = (stand.settled() - settled) / (options.times * options.for_s)
+        if options.lines == 1:
             print(f"{went:.2f} jobs/s went on meanwhile")
-        if given.keep:
+        if options.keep:
             keep(
                 "parked",
-                {"jobs": given.jobs, "limit": given.limit, "idle": astuple(idle), "parked": [*map(astuple, costs)]},
+                {"jobs": options.jobs, "limit": options.limit, "idle": astuple(idle), "parked": [*map(astuple, costs)]},
             )
 
 

@@ -1,4 +1,4 @@
-"""The peers, in a virtual environment of their own: stock Celery with each of its pools, and LiteLLM's router.
+"""The peers, in a separate virtual environment: stock Celery with each of its pools, and LiteLLM's router.
 
 Each does what its users would write: a Celery task that calls the provider with httpx and returns the answer,
 with the defaults of Celery and of httpx; a loop of `litellm.Router.acompletion`; and, with nothing around the calls, a
@@ -37,7 +37,7 @@ def infer(prompt):
     reply.raise_for_status()
     return reply.json()["choices"][0]["message"]["content"]
 """
-"""For `celery worker`, and for whoever sends: `python celery_peer.py JOBS` queues that many."""
+"""For `celery worker`, and for senders: `python celery_peer.py JOBS` queues that many."""
 
 CELERY_SENDER = """
 import sys
@@ -106,7 +106,7 @@ uvloop.run(main())
 
 
 def python() -> str:
-    """The interpreter of the peers' environment; it is made at first use."""
+    """The interpreter of the peers' environment, which is made at first use."""
     ready = ENVIRONMENT / ".installed"
     interpreter = ENVIRONMENT / "bin" / "python"
     wanted = "\n".join(PACKAGES)

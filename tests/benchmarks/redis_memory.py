@@ -1,5 +1,4 @@
-"""What a job takes of Redis: memory, and time of its one thread, for all that a worker sends and stores for a job that
-goes well. Its answer is a word."""
+"""What a successful job with a one-word answer costs Redis: memory, and time of its one thread."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from pathlib import Path
 import redis.asyncio
 from pydantic_core import to_json
 from tests import redis_server
-from tests.benchmarks.measure import keep, keeping
+from tests.benchmarks.measure import add_keep_option, keep
 
 from turnout.ledger import Claimed, Coalescer, Ledger, NewJob
 from turnout.request import InferenceRequest, InferenceResponse, Usage
@@ -33,7 +32,7 @@ KEPT_S = 86_400.0
 
 
 def decided(request: InferenceRequest, count: int) -> Decision:
-    """One of a fleet of so many endpoints, all of which can serve the job."""
+    """One decision in a fleet of this many endpoints, all of which can serve the job."""
     rng, now = random.Random(1), time.time()
     limits = Limits(requests_per_minute=10**7, tokens_per_minute=10**9)
     fleet = Fleet(
@@ -63,7 +62,7 @@ def answered(job_id: str, endpoint: Endpoint) -> JobResult:
 
 
 async def work(job_id: str, decision: Decision, send: Coalescer, ledger: Ledger, store: RedisFleetStore) -> None:
-    """What a worker sends for a job that goes well."""
+    """What a worker sends for a successful job."""
     claim = await send(ledger.claim(job_id, "host.example:4711:0a1b2c", 30))
     assert isinstance(claim, Claimed)
     lease = f"{job_id}:{claim.token}:0"
@@ -79,9 +78,9 @@ async def work(job_id: str, decision: Decision, send: Coalescer, ledger: Ledger,
 
 async def taken(client: redis.asyncio.Redis) -> tuple[int, float]:
     """Memory now, and microseconds of its thread so far."""
-    told = await client.info()
-    cpu_s = told["used_cpu_user_main_thread"] + told["used_cpu_sys_main_thread"]
-    return told["used_memory"], 1e6 * cpu_s
+    info = await client.info()
+    cpu_s = info["used_cpu_user_main_thread"] + info["used_cpu_sys_main_thread"]
+    return info["used_memory"], 1e6 * cpu_s
 
 
 async def measure(client: redis.asyncio.Redis, prompt_bytes: int, endpoints: int) -> dict[str, float]:
@@ -120,14 +119,14 @@ async def run(prompt_bytes: int, endpoints: int) -> dict[str, float]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    keeping(options)
-    given = options.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_keep_option(parser)
+    options = parser.parse_args()
     raw = []
     for endpoints, size in ((1, 100), (1, 1000), (1, 10_000), (5, 1000), (50, 1000)):
         raw.append(asyncio.run(run(size, endpoints)))
         print(", ".join(f"{what} {figure:,.0f}" for what, figure in raw[-1].items()))
-    if given.keep:
+    if options.keep:
         keep("redis_memory", {"raw": raw})
 
 

@@ -1,4 +1,4 @@
-"""From the raw numbers in docs/benchmarks to the report beside them, and its charts."""
+"""Makes the report and its charts from the raw numbers in docs/benchmarks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.benchmarks.throughput import LIMITS, OURS
 
 REPORT = KEPT.with_suffix(".md")
 LEVERS = KEPT / "levers.md"
-"""What gave it: written by hand, from the commits that made them."""
+"""Which changes gave what: written by hand, from their commits."""
 ROW, LEFT, WIDTH = 26, 230, 720
 
 
@@ -53,9 +53,9 @@ def ranged(measured: Sequence[Sequence[float]], index: int = 0, digits: int = 0)
     return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} … {max(values):,.{digits}f})"
 
 
-def throughput(told: Mapping[str, Any]) -> list[str]:
+def throughput(data: Mapping[str, Any]) -> list[str]:
     lines = ["## Jobs a second of one worker process", ""]
-    for delay, found in told["raw"].items():
+    for delay, found in data["raw"].items():
         ours = middle(found[OURS])
         lines += [
             f"**Answers after {delay}**, {len(found[OURS])} rounds in turns; median, with the least and the most:",
@@ -72,26 +72,26 @@ def throughput(told: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def outage(told: Mapping[str, Any]) -> list[str]:
+def outage(data: Mapping[str, Any]) -> list[str]:
     lines = [
         "## A provider dies at job 500 of 1,000, at 100 a second",
         "",
         "| it | who | calls to the dead | failed | p99 before (s) | p99 after (s) |",
         "|---|---|---|---|---|---|",
     ]
-    for death, found in told["raw"].items():
+    for death, found in data["raw"].items():
         for name, rounds in found.items():
             facts = " | ".join(", ".join(str(one[fact]) for one in rounds) for fact in rounds[0])
             lines.append(f"| {death} | {name} | {facts} |")
     return [*lines, ""]
 
 
-def footprint(told: Mapping[str, Any]) -> list[str]:
+def footprint(data: Mapping[str, Any]) -> list[str]:
     alone = "Each in an environment where nothing else is installed."
     lines = ["## Starting, holding, growing", "", alone, "", "| | s | MB |", "|---|---|---|"]
-    for name, measured in told["starts"].items():
+    for name, measured in data["starts"].items():
         lines.append(f"| {name} | {ranged(measured, 0, 2)} | {middle(measured, 1):.0f} |")
-    held = told["held"]
+    held = data["held"]
     lines += [
         "",
         f"2,000 calls of 10 s in flight in one process: {held['share']:.0%} of the possible pace, "
@@ -100,18 +100,18 @@ def footprint(told: Mapping[str, Any]) -> list[str]:
         "Worker processes, on the cores that Redis and the provider share with them; for each as much work as for one. "
         "Cores full: calls that answer at once. Room left: calls of 1 s, 200 at a time in each process.",
         "",
-        "| processes | " + " | ".join(f"{name}, jobs/s | of one" for name in told["processes"]) + " |",
-        "|---|" + "---|---|" * len(told["processes"]),
+        "| processes | " + " | ".join(f"{name}, jobs/s | of one" for name in data["processes"]) + " |",
+        "|---|" + "---|---|" * len(data["processes"]),
     ]
-    curves = [{int(count): statistics.median(rates) for count, rates in c.items()} for c in told["processes"].values()]
+    curves = [{int(count): statistics.median(rates) for count, rates in c.items()} for c in data["processes"].values()]
     for count in curves[0]:
         cells = " | ".join(f"{curve[count]:,.0f} | {curve[count] / curve[1]:.2f} ×" for curve in curves)
         lines.append(f"| {count} | {cells} |")
     return [*lines, ""]
 
 
-def monitoring(told: Mapping[str, Any]) -> list[str]:
-    found: dict[str, list[list[float]]] = told["raw"]
+def monitoring(data: Mapping[str, Any]) -> list[str]:
+    found: dict[str, list[list[float]]] = data["raw"]
     without = middle(found[OFF])
     lines = ["## What watching costs", "", "Answers after 200 ms, one worker process, in turns.", ""]
     lines += ["| | jobs/s | CPU ms a job | of the throughput |", "|---|---|---|---|"]
@@ -121,20 +121,20 @@ def monitoring(told: Mapping[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def submit_many(told: Mapping[str, Any]) -> list[str]:
-    stock = statistics.median(told["rates"]["send_task"])
+def submit_many(data: Mapping[str, Any]) -> list[str]:
+    stock = statistics.median(data["rates"]["send_task"])
     lines = ["## Submitting", "", "| | jobs/s | |", "|---|---|---|"]
-    for name, rates in told["rates"].items():
+    for name, rates in data["rates"].items():
         times = f"{statistics.median(rates) / stock:.1f} × `send_task`"
         lines.append(f"| `{name}` | {ranged([[one] for one in rates])} | {times} |")
     lines += ["", "| | median | p99 |", "|---|---|---|"]
-    for name, (median_ms, p99_ms) in told["ms"].items():
+    for name, (median_ms, p99_ms) in data["ms"].items():
         lines.append(f"| {name} | {median_ms:.2f} ms | {p99_ms:.2f} ms |")
     return [*lines, ""]
 
 
-def routing_speed(told: Mapping[str, Any]) -> list[str]:
-    found: dict[str, list[float]] = told["raw"]
+def routing_speed(data: Mapping[str, Any]) -> list[str]:
+    found: dict[str, list[float]] = data["raw"]
     base = statistics.median(next(iter(found.values())))
     lines = ["## A routing decision", "", "| | µs | of the first |", "|---|---|---|"]
     for name, times in found.items():
@@ -143,8 +143,8 @@ def routing_speed(told: Mapping[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def routing_race(told: Mapping[str, Any]) -> list[str]:
-    """Of each fault the strategies and baselines: the mean over the seeds."""
+def routing_race(data: Mapping[str, Any]) -> list[str]:
+    """For each fault, the strategies and baselines: means over the seeds."""
     shown = {"goodput": "in time, %", "spend": "spend, × the bound", "p99": "p99, s", "wasted": "wasted calls"}
     shown |= {"notice": "noticed after, s", "back": "traffic regained after, s"}
     lines = [
@@ -157,7 +157,7 @@ def routing_race(told: Mapping[str, Any]) -> list[str]:
         "| fault | who | " + " | ".join(shown.values()) + " |",
         "|---|---|" + "---|" * len(shown),
     ]
-    for fault, racers in told["raw"].items():
+    for fault, racers in data["raw"].items():
         for name, results in racers.items():
             cells = (mean_of([one[key] for one in results]) for key in shown)
             lines.append(f"| {fault} | {name} | " + " | ".join(cells) + " |")
@@ -165,19 +165,19 @@ def routing_race(told: Mapping[str, Any]) -> list[str]:
 
 
 def mean_of(values: Sequence[float | None]) -> str:
-    """A dash where not all runs have one: the mean of the rest would tell of luck."""
+    """A dash unless all runs have a value: the mean of the rest would be luck."""
     known = [value for value in values if value is not None]
     return f"{statistics.mean(known):.4g}" if len(known) == len(values) else "–"
 
 
-def state_admit(told: Mapping[str, Any]) -> list[str]:
+def state_admit(data: Mapping[str, Any]) -> list[str]:
     about = "Of one job, with limits, two ceilings and a provider's headers."
-    return ["## Admission and report", "", about, "", *table(told["raw"])]
+    return ["## Admission and report", "", about, "", *table(data["raw"])]
 
 
-def parked(told: Mapping[str, Any]) -> list[str]:
-    about = f"One worker and its Redis: idle, and with {told['jobs']:,} parked jobs, behind a limit of {told['limit']}."
-    rows = [("idle", told["idle"]), *(("parked", cost) for cost in told["parked"])]
+def parked(data: Mapping[str, Any]) -> list[str]:
+    about = f"One worker and its Redis: idle, and with {data['jobs']:,} parked jobs, behind a limit of {data['limit']}."
+    rows = [("idle", data["idle"]), *(("parked", cost) for cost in data["parked"])]
     lines = [
         "| | worker, of a core | Redis, of a core | commands/s | worker MB | Redis MB |",
         "|---|---|---|---|---|---|",
@@ -187,18 +187,18 @@ def parked(told: Mapping[str, Any]) -> list[str]:
     return ["## Jobs that wait", "", about, "", *lines, ""]
 
 
-def tenants(told: Mapping[str, Any]) -> list[str]:
-    about = f"One job now and then, alone and beside another tenant's {told['flood']:,}; seconds, 95th percentile."
+def tenants(data: Mapping[str, Any]) -> list[str]:
+    about = f"One job now and then, alone and beside another tenant's {data['flood']:,}; seconds, 95th percentile."
     lines = ["| scarce | alone | beside the flood | ratio |", "|---|---|---|---|"]
-    for scarce, took_s in told["seconds"].items():
+    for scarce, took_s in data["seconds"].items():
         alone, beside = p95(took_s["lone"]), p95(took_s["beside"])
         lines.append(f"| {scarce} | {alone:.2f} | {beside:.2f} | {beside / alone:.2f} |")
     return ["## A tenant beside another's flood", "", about, "", *lines, ""]
 
 
-def redis_memory(told: Mapping[str, Any]) -> list[str]:
+def redis_memory(data: Mapping[str, Any]) -> list[str]:
     about = f"{JOBS:,} jobs, {BATCH} at a time; all endpoints of the fleet can serve them."
-    return ["## A job in one Redis", "", about, "", *table(told["raw"])]
+    return ["## A job in one Redis", "", about, "", *table(data["raw"])]
 
 
 def table(rows: Sequence[Mapping[str, float]]) -> list[str]:
@@ -207,14 +207,14 @@ def table(rows: Sequence[Mapping[str, float]]) -> list[str]:
     return [*lines, ""]
 
 
-def million_lines(told: Mapping[str, Any]) -> list[str]:
-    fifths = ", ".join(f"{pace:,.0f}" for pace in told["by_fifths"])
-    resumed = ", ".join(f"{what} {took_s:.0f} s" for what, took_s in told["resumed_s"])
+def million_lines(data: Mapping[str, Any]) -> list[str]:
+    fifths = ", ".join(f"{pace:,.0f}" for pace in data["by_fifths"])
+    resumed = ", ".join(f"{what} {took_s:.0f} s" for what, took_s in data["resumed_s"])
     return [
         "## A file of many lines, with kills on the way",
         "",
-        f"{told['lines']:,} lines in {told['took_s']:,.0f} s; lines a second by fifths of the file: {fifths}. "
-        f"At most {told['command_mb']:.0f} MB in the command, {told['redis_mb']:.0f} MB in Redis. Killed, and back at "
+        f"{data['lines']:,} lines in {data['took_s']:,.0f} s; lines a second by fifths of the file: {fifths}. "
+        f"At most {data['command_mb']:.0f} MB in the command, {data['redis_mb']:.0f} MB in Redis. Killed, and back at "
         f"work after: {resumed or 'nothing was'}.",
         "",
     ]

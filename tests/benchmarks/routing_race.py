@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tests.benchmarks.bound import Slot, least_cost
-from tests.benchmarks.measure import keep, keeping
+from tests.benchmarks.measure import add_keep_option, keep
 
 from turnout.request import InferenceRequest, InferenceResponse, Lane, Quality, RoutingConstraints, Usage
 from turnout_workers.providers.base import CallOutcome, Timeouts
@@ -46,12 +46,12 @@ FAULT_FROM, FAULT_TO = 60.0, 120.0
 WORKERS, SNAPSHOT_S = 8, 0.25
 FAULTS = ("none", "outage", "brownout", "429", "errors", "hang", "crunch")
 LEFT_BY = {"outage": 0.0, "hang": 0.0, "429": 0.2}
-"""Share of its rate limit that p0 can serve during a fault, where that is certain."""
+"""Share of its rate limit that p0 can serve during a fault, where known."""
 BASELINES = ("random", "rotation", "least-busy", "lowest-latency")
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Jumps to the next timer as soon as nothing else is to be done."""
+    """Jumps to the next timer as soon as there is nothing else to do."""
 
     now = 0.0
 
@@ -212,7 +212,7 @@ def arrivals(fault: str, rng: random.Random) -> list[tuple[float, InferenceReque
 
 
 class Stale:
-    """The store as a worker sees it: its state is as old as the last poll."""
+    """The store as a worker sees it: as old as the last poll."""
 
     def __init__(self, store: MemoryFleetStore) -> None:
         self._store, self._polled, self._seen = store, -1.0, None
@@ -228,7 +228,7 @@ class Stale:
 
 
 class Baseline:
-    """What people write first: pick one, try another on failure, forget a failed one for five seconds."""
+    """What people write first: pick one, try another on failure, avoid a failed one for five seconds."""
 
     def __init__(self, rule: str, providers: list[Simulated], rng: random.Random) -> None:
         self.rule, self.providers, self.rng = rule, providers, rng
@@ -377,7 +377,7 @@ def summary(finished: list[Any], providers: list[Simulated], ejected: list[float
 
 
 def least_spend(answered: list[Any], providers: list[Simulated]) -> float:
-    """Lower bound on what the answered jobs cost, for one who knows all in advance.
+    """Lower bound on the cost of the answered jobs, with perfect foresight.
 
     Each minute has its room, by the rate limits and what the fault leaves of p0's; what comes after the
     last arrival is one long period.
@@ -404,7 +404,7 @@ def main() -> None:
     parser.add_argument("--faults", default=",".join(FAULTS))
     parser.add_argument("--racers", default=",".join([*RoutingStrategy, "balanced+hedge", *BASELINES]))
     parser.add_argument("--seeds", type=int, default=3)
-    keeping(parser)
+    add_keep_option(parser)
     chosen = parser.parse_args()
     logging.disable()
     raw: dict[str, dict[str, list[dict[str, float | None]]]] = {}

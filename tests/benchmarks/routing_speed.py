@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.benchmarks.measure import keep, keeping
+from tests.benchmarks.measure import add_keep_option, keep
 
 ROUNDS, CALLS = 15, 200
 
@@ -166,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--litellm", default="1.106.2", metavar="VERSION")
-    keeping(parser)
+    add_keep_option(parser)
     chosen = parser.parse_args()
     found: dict[str, list[float]] = {}
     work = ours()

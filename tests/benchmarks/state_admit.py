@@ -1,4 +1,4 @@
-"""What admit + report cost a job, and a look at the fleet: µs of Redis and of the worker's CPU.
+"""The cost of a job's admit + report, and of a look at the fleet: µs of Redis and of the worker's CPU.
 
     python -m tests.benchmarks.state_admit
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import redis.asyncio
 from tests import redis_server
-from tests.benchmarks.measure import keep, keeping
+from tests.benchmarks.measure import add_keep_option, keep
 
 from turnout.ledger import Coalescer
 from turnout.ledger.keys import Keys
@@ -76,7 +76,7 @@ async def measure(client: redis.asyncio.Redis, at_once: int, candidates: int) ->
 
 
 async def look(client: redis.asyncio.Redis, endpoints: int) -> None:
-    """What a worker's look at the fleet costs, which all of them take."""
+    """The cost of a look at the fleet, which every worker takes."""
     store = RedisFleetStore(Coalescer(client, send_commands=send_commands), Keys("bench"))
     await client.flushall()
     for bid in bids(endpoints):
@@ -90,7 +90,7 @@ async def look(client: redis.asyncio.Redis, endpoints: int) -> None:
     print(f"a look at {endpoints:>3} endpoints: {took_us:.0f} µs of Redis, {share:.1%} of it at most")
 
 
-async def main(given: argparse.Namespace) -> None:
+async def main(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as directory:
         server = redis_server.start(Path(directory))
         client = redis.asyncio.Redis.from_url(server.url)
@@ -102,11 +102,11 @@ async def main(given: argparse.Namespace) -> None:
         finally:
             await client.aclose()
             server.stop()
-    if given.keep:
+    if options.keep:
         keep("state_admit", {"unit": "a job: admission and report", "raw": raw})
 
 
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    keeping(options)
+    add_keep_option(options)
     asyncio.run(main(options.parse_args()))

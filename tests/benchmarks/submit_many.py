@@ -1,4 +1,5 @@
-"""Submitting: jobs a second beside stock Celery, one submit's latency, and how soon a waiting client is told.
+"""Submitting: jobs a second compared with stock Celery, one submit's latency, and how soon a waiting client has the
+end.
 
 All on one private Redis, in turns. Celery's `send_task`, on which `apply_async` stands, sends one message a call. The
 wake-up is the time from the start of the settling call, made by another process, to the return of `Job.wait` here, so
@@ -20,7 +21,7 @@ from typing import Any
 import redis
 from celery import Celery
 from tests import redis_server
-from tests.benchmarks.measure import keep, keeping
+from tests.benchmarks.measure import add_keep_option, keep
 
 from turnout import Client
 
@@ -35,7 +36,7 @@ answer = InferenceResponse(text="yes", provider="p", model_requested="m", model_
 for line in sys.stdin:
     job_id = line.strip()
     token = run(client, [ledger.claim(job_id, "bench", 30)])[0].token
-    time.sleep(0.02)  # the client waits by now
+    time.sleep(0.02)  # the client is waiting by now
     result = JobResult(id=job_id, status=JobStatus.SUCCEEDED, response=answer)
     began = time.monotonic()
     run(client, [ledger.settle(token, result, None, 60)])
@@ -54,18 +55,18 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--jobs", type=int, default=20_000)
-    options.add_argument("--rounds", type=int, default=5)
-    keeping(options)
-    given = options.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    add_keep_option(parser)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         server = redis_server.start(Path(folder))
         try:
-            found = _measure(server.url, given.jobs, given.rounds)
+            found = _measure(server.url, options.jobs, options.rounds)
         finally:
             server.stop()
-    if given.keep:
+    if options.keep:
         keep("submit_many", found)
 
 

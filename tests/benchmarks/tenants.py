@@ -1,6 +1,6 @@
 """What one tenant's flood costs another: `python -m tests.benchmarks.tenants`
 
-The quiet tenant submits a job every now and then, first alone, then beside a flood of another's, to the same worker,
+The quiet tenant submits a job every now and then, first alone, then during a flood of another's, to the same worker,
 which is short of slots, or to the same provider, which allows few calls at a time or a minute. Compared, in one run:
 the 95th percentile of the time from acceptance to settlement. At most twice that of the lone run is asked for.
 """
@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks.measure import keep, keeping, spread
+from tests.benchmarks.measure import add_keep_option, keep, spread
 from tests.chaos.stand import Stand, standing
 
 from turnout.ledger import run
@@ -42,7 +42,7 @@ def p95(times: list[float]) -> float:
 
 
 def latencies(stand: Stand, name: str, count: int, rng: random.Random) -> list[float]:
-    """Of the quiet tenant's jobs, submitted at random moments."""
+    """Latencies of the quiet tenant's jobs, submitted at random moments."""
     ids = [f"{name}-{n}" for n in range(count)]
     for job_id in ids:
         stand.submit([job_id], constraints=RoutingConstraints(tenant="quiet"))
@@ -53,7 +53,7 @@ def latencies(stand: Stand, name: str, count: int, rng: random.Random) -> list[f
 
 
 def compared(scarce: str, count: int, flood: int, rng: random.Random) -> tuple[list[float], list[float]]:
-    """Latencies alone, and beside the flood."""
+    """Latencies alone, and during the flood."""
     slots, limit = SCARCE[scarce]
     with (
         tempfile.TemporaryDirectory(prefix="turnout-tenants-") as folder,
@@ -71,22 +71,22 @@ def compared(scarce: str, count: int, flood: int, rng: random.Random) -> tuple[l
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--jobs", type=int, default=100, help="of the quiet tenant, in each run")
-    options.add_argument("--flood", type=int, default=20_000, help="jobs of the other")
-    options.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    keeping(options)
-    given = options.parse_args()
-    print(f"seed {given.seed}", flush=True)
-    rng = random.Random(given.seed)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=100, help="of the quiet tenant, in each run")
+    parser.add_argument("--flood", type=int, default=20_000, help="jobs of the other")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    add_keep_option(parser)
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
+    rng = random.Random(options.seed)
     figures = {}
     for scarce in SCARCE:
-        lone, beside = compared(scarce, given.jobs, given.flood, rng)
+        lone, beside = compared(scarce, options.jobs, options.flood, rng)
         ratio = p95(beside) / p95(lone)
         figures[scarce] = {"lone": lone, "beside": beside}
         print(f"{scarce}: alone {spread(lone)} s, beside the flood {spread(beside)} s; p95 {ratio:.2f} x", flush=True)
-    if given.keep:
-        keep("tenants", {"flood": given.flood, "seconds": figures})
+    if options.keep:
+        keep("tenants", {"flood": options.flood, "seconds": figures})
     return int(any(p95(each["beside"]) > ASKED * p95(each["lone"]) for each in figures.values()))
 
 

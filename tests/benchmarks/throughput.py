@@ -1,9 +1,9 @@
-"""Jobs a second of one worker process, from queue to stored result, beside its limit and its peers.
+"""Jobs a second of one worker process, from queue to stored result, compared with its limit and its peers.
 
-All in one run, in turns, against the same simulated provider, for answers without delay and after 200 ms. The limits
-are bare asyncio loops with no queue, no routing and no ledger: of httpx with the aiohttp transport, and of our own
-connector, which uses aiohttp itself. The peers are in `peers.py`.
-Every queue is filled before its worker starts, and the pace is taken from the first stored result to the last.
+One run measures all in turn, against the same simulated provider, for answers without delay and after 200 ms. The
+limits are bare asyncio loops without queue, routing or ledger: httpx with the aiohttp transport, and our own connector,
+which uses aiohttp itself. The peers are in `peers.py`. Every queue is filled before its worker starts, and the pace is
+taken from the first stored result to the last.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import redis
 from tests.benchmarks import peers
-from tests.benchmarks.measure import Pace, keep, keeping, pace, spread
+from tests.benchmarks.measure import Pace, add_keep_option, keep, pace, spread
 from tests.chaos.stand import Stand, standing
 
 from turnout.request import InferenceRequest
@@ -39,14 +39,14 @@ ttft_s = {delay}
 models."llama-3.3-70b" = {{ input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }}
 """
 SLOTS = 1000
-"""Calls in flight of a worker, and of each bare loop."""
+"""Calls in flight in a worker, and in each bare loop."""
 LIMIT_S = 180.0
 OURS = "turnout worker"
 LIMITS = ("httpx in a bare loop (limit)", "our connector in a bare loop (limit)")
 
 
 def serving(folder: Path, delay_s: float) -> AbstractContextManager[Stand]:
-    """With all that is on by default: a lease of 30 s, and task events for Flower."""
+    """With the defaults: a lease of 30 s, and task events for Flower."""
     return standing(folder, FLEET.format(delay=delay_s), SLOTS, WorkerTable().lease_s, task_events=True)
 
 
@@ -56,7 +56,7 @@ def turnout(stand: Stand, jobs: int) -> Pace:
     stand.submit(ids)
     worker = stand.start_worker(wait=False)
     measured = pace(worker.pid, lambda: stand.settled() - before, jobs, LIMIT_S, stand.client)
-    assert (told := stand.outcomes(ids)) == {"succeeded": jobs}, told
+    assert (outcomes := stand.outcomes(ids)) == {"succeeded": jobs}, outcomes
     stand.stop_worker(worker)
     return measured
 
@@ -102,8 +102,8 @@ def celery(stand: Stand, jobs: int, pool: str, slots: int) -> Pace:
 
 def looping(stand: Stand, jobs: int, loop: str) -> Pace:
     command = [peers.python(), "-c", loop, stand.provider_url("sim"), str(jobs), str(SLOTS)]
-    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-    return Pace(told["rate"], told["cpu_ms"])
+    reply = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return Pace(reply["rate"], reply["cpu_ms"])
 
 
 CONTESTANTS: dict[str, tuple[Callable[[Stand, int], Pace], tuple[int, int]]] = {
@@ -115,31 +115,31 @@ CONTESTANTS: dict[str, tuple[Callable[[Stand, int], Pace], tuple[int, int]]] = {
     "celery threads -c 200, httpx": (partial(celery, pool="threads", slots=200), (1000, 400)),
     "celery gevent -c 500, httpx": (partial(celery, pool="gevent", slots=500), (1000, 400)),
 }
-"""How to run each, and with how many jobs for answers of 0 and of 200 ms: the slow ones with fewer."""
+"""How to run each, and the number of jobs for answers of 0 and of 200 ms: fewer for the slow ones."""
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--no-peers", action="store_true")
-    keeping(options)
-    given = options.parse_args()
-    chosen = dict(list(CONTESTANTS.items())[: 3 if given.no_peers else None])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-peers", action="store_true")
+    add_keep_option(parser)
+    options = parser.parse_args()
+    chosen = dict(list(CONTESTANTS.items())[: 3 if options.no_peers else None])
     raw: dict[str, dict[str, list[Pace]]] = {}
     for nth, delay in enumerate((0.0, 0.2)):
         found: dict[str, list[Pace]] = {name: [] for name in chosen}
         with tempfile.TemporaryDirectory() as folder, serving(Path(folder), delay) as stand:
-            for _ in range(given.rounds):
+            for _ in range(options.rounds):
                 for name, (run, jobs) in chosen.items():
                     found[name].append(run(stand, jobs[nth]))
         rate = {name: statistics.median(one.rate for one in measured) for name, measured in found.items()}
-        print(f"\n{delay * 1000:.0f} ms answers: median of {given.rounds} rounds, with the least and the most")
+        print(f"\n{delay * 1000:.0f} ms answers: median, minimum and maximum of {options.rounds} rounds")
         for name, measured in found.items():
             cpu_ms, trips = (statistics.median(one[figure] for one in measured) for figure in (1, 2))
             print(f"{name:36} {spread([one.rate for one in measured])} jobs/s   {cpu_ms:6.2f} CPU ms a job"
                   f"   {trips:5.2f} trips to Redis   ours is {rate[OURS] / rate[name]:5.2f} ×", flush=True)  # fmt: skip
         raw[f"{delay * 1000:.0f} ms"] = found
-    if given.keep:
+    if options.keep:
         keep("throughput", {"unit": "jobs/s, CPU ms a job, trips to Redis a job", "raw": raw})
 
 

@@ -40,40 +40,41 @@ models."llama-3.3-70b" = {{ input_usd_per_mtok = 3.0, output_usd_per_mtok = 9.0 
 WORKERS = 4
 CONCURRENCY = 20
 EXTRA_CALLS = 0.01
-"""Most calls made again for a job that was answered already, as a part of all."""
+"""Highest share of calls made again for jobs that were answered already."""
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--jobs", type=int, default=10_000)
-    options.add_argument("--worker-kills", type=int, default=20)
-    options.add_argument("--redis-kills", type=int, default=5)
-    options.add_argument("--outage", type=float, default=60.0, help="seconds for which the best provider is down")
-    options.add_argument("--limit", type=float, default=900.0, help="seconds after which the run counts as failed")
-    options.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    given = options.parse_args()
-    print(f"seed {given.seed}", flush=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=10_000)
+    parser.add_argument("--worker-kills", type=int, default=20)
+    parser.add_argument("--redis-kills", type=int, default=5)
+    parser.add_argument("--outage", type=float, default=60.0, help="seconds for which the best provider is down")
+    parser.add_argument("--limit", type=float, default=900.0, help="seconds after which the run counts as failed")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
     with (
         tempfile.TemporaryDirectory(prefix="turnout-chaos-") as folder,
-        standing(Path(folder), FLEET.format(seed=given.seed), CONCURRENCY, LEASE_S) as stand,
+        standing(Path(folder), FLEET.format(seed=options.seed), CONCURRENCY, LEASE_S) as stand,
     ):
-        return _run(stand, given)
+        return _run(stand, options)
 
 
-def _run(stand: Stand, given: argparse.Namespace) -> int:
-    rng = random.Random(given.seed)
-    ids = [f"job-{n}" for n in range(given.jobs)]
+def _run(stand: Stand, options: argparse.Namespace) -> int:
+    rng = random.Random(options.seed)
+    ids = [f"job-{n}" for n in range(options.jobs)]
     for _ in range(WORKERS):
         stand.start_worker()
     began = time.monotonic()
     stand.submit(ids)
     stand.redis.on_disk()
-    # Each event when so many jobs have settled.
-    places = sorted(rng.sample(range(given.jobs // 20, given.jobs * 9 // 10), given.worker_kills + given.redis_kills))
-    kinds = ["worker"] * given.worker_kills + ["redis"] * given.redis_kills
+    # Each event happens when this many jobs have settled.
+    kills = options.worker_kills + options.redis_kills
+    moments = sorted(rng.sample(range(options.jobs // 20, options.jobs * 9 // 10), kills))
+    kinds = ["worker"] * options.worker_kills + ["redis"] * options.redis_kills
     rng.shuffle(kinds)
-    events = list(zip(places, kinds, strict=True))
-    stand.fail("sim-best", kind="down", after_requests=given.jobs // 10, for_s=given.outage)
+    events = list(zip(moments, kinds, strict=True))
+    stand.fail("sim-best", kind="down", after_requests=options.jobs // 10, for_s=options.outage)
     settled = 0
 
     def meanwhile() -> None:
@@ -91,14 +92,14 @@ def _run(stand: Stand, given: argparse.Namespace) -> int:
                     rng.choice(alive).kill()
                 stand.start_worker(wait=False)
 
-    stand.until(lambda: settled >= len(ids), given.limit, meanwhile)
+    stand.until(lambda: settled >= len(ids), options.limit, meanwhile)
     took_s = time.monotonic() - began
     # What was in flight at the last death becomes unsure money when its lease ends.
     stand.until(lambda: stand.client.zcard(stand.ledger.keys.call_lease_ends) == 0, 60)
-    return _judge(stand, ids, took_s, given)
+    return _judge(stand, ids, took_s, options)
 
 
-def _judge(stand: Stand, ids: list[str], took_s: float, given: argparse.Namespace) -> int:
+def _judge(stand: Stand, ids: list[str], took_s: float, options: argparse.Namespace) -> int:
     outcomes = stand.outcomes(ids)
     oracle = stand.oracle()
     calls = Counter(job["calls"] for job in oracle["jobs"].values())
@@ -116,7 +117,7 @@ def _judge(stand: Stand, ids: list[str], took_s: float, given: argparse.Namespac
     faults = []
     poison = stand.poisoned(ids)
     if poison:
-        print(f"{len(poison)} jobs were held by three workers that were killed, and ended as poison, as they should")
+        print(f"{len(poison)} jobs were held by three killed workers, and ended as poison, as they should")
     if outcomes.get("succeeded", 0) + len(poison) != len(ids):
         faults.append("a job was lost or failed")
     if extra > EXTRA_CALLS * len(ids):
@@ -124,7 +125,7 @@ def _judge(stand: Stand, ids: list[str], took_s: float, given: argparse.Namespac
     faults += stand.money_faults()
     if crashed:
         faults.append("a worker ended by itself")
-    print("; ".join(faults) or f"all promises kept (seed {given.seed})")
+    print("; ".join(faults) or f"all promises kept (seed {options.seed})")
     return 1 if faults else 0
 
 

@@ -1,4 +1,4 @@
-"""Places where a worker is made to die, as a lack of memory would kill it, to show that nothing is lost there."""
+"""Points where a worker is killed, as when memory runs out, to show that nothing is lost."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ STEPS: dict[str, tuple[type, str]] = {
     "after_call": (Judge, "judge"),
     "after_settle": (Metrics, "ended"),
 }
-"""What a worker does last before it dies there. None of it waits, so nothing else has begun by then."""
+"""The last step of a worker before it dies at each point. None of them waits, so nothing else has begun by then."""
 
 
 def lay(place: str, nth: int) -> None:
-    """Make this process die when it comes to that place for the nth time."""
+    """Make this process die when it reaches that point for the nth time."""
     kind, name = STEPS[place]
     step, times = getattr(kind, name), count(1)
 
@@ -34,8 +34,8 @@ def lay(place: str, nth: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     @wraps(step)
-    def last(*told: Any, **named: Any) -> Any:
-        result = step(*told, **named)
+    def last(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
         if place == "during_call":
             asyncio.get_running_loop().call_later(0.05, reached)
         else:

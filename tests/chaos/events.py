@@ -1,9 +1,9 @@
-"""`python -m tests.chaos.events`: Flower tells the truth. Whatever happens to jobs and workers, the last state of each
-that Celery's events give (`celery.events.state`, which is what Flower shows) is what the ledger says of its end.
+"""`python -m tests.chaos.events`: Flower shows the truth. Whatever happens to jobs and workers, each job's last state
+according to Celery's events (`celery.events.state`, which is what Flower shows) is how it ended in the ledger.
 
-Jobs are answered, fail over, are parked, refused, too late and cancelled, by clients and by Celery's `revoke`, while
-workers stop and, with `--kills`, are killed: what these have done in their last moment nobody tells. Prints its seed;
-exit code 1 if any other job is shown wrongly.
+Jobs are answered, fail over, are parked, refused, late, and cancelled by clients and by Celery's `revoke`, while
+workers stop and, with `--kills`, are killed: no event reports the last moment of those. Prints its seed; exit code 1 if
+any other job is shown wrongly.
 """
 
 from __future__ import annotations
@@ -48,24 +48,24 @@ models."llama-3.3-70b" = {{ input_usd_per_mtok = 0.2, output_usd_per_mtok = 0.4 
 faults = [{{ kind = "error", status = 429, share = 0.1, retry_after_s = 1.0 }}, {{ kind = "down", share = 0.05 }}]
 """
 SHOWN = {"succeeded": "SUCCESS", "failed": "FAILURE", "expired": "FAILURE", "cancelled": "REVOKED"}
-"""How Celery calls each end."""
+"""Celery's names of the ends."""
 UNCLAIMED = ("expired", "cancelled")
-"""Ends that perhaps no worker brought about: the message that tells one of it may be lost with the one that has it."""
+"""Ends that may happen without a worker: the message that informs one may be lost with a killed worker."""
 WORKERS, CONCURRENCY, LEASE_S, DRAIN_S = 3, 20, 1.5, 0.3
 KINDS = {"plain": 80, "refused": 5, "late": 15}
 """Of a hundred jobs."""
 
 
-class Heard:
-    """All events that workers have published, as a state like Flower's."""
+class EventState:
+    """All published events, as a state like Flower's."""
 
     def __init__(self, url: str) -> None:
         self.state = State(max_tasks_in_memory=1_000_000)
         self.story: dict[str, list[str]] = {}
         self._client = redis.Redis.from_url(url)
-        self._heard = self._client.pubsub(ignore_subscribe_messages=True)
-        self._heard.psubscribe("*celeryev*")
-        self._heard.get_message(timeout=5)  # the subscription's own
+        self._subscription = self._client.pubsub(ignore_subscribe_messages=True)
+        self._subscription.psubscribe("*celeryev*")
+        self._subscription.get_message(timeout=5)  # the subscription's own
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._listen)
         self._thread.start()
@@ -73,7 +73,7 @@ class Heard:
     def _listen(self) -> None:
         message = None
         while message or not self._ends.is_set():
-            if message := self._heard.get_message(timeout=0.2):
+            if message := self._subscription.get_message(timeout=0.2):
                 body = json.loads(base64.b64decode(json.loads(message["data"])["body"]))
                 for event in body if isinstance(body, list) else [body]:
                     self.state.event({**event, "local_received": time.time()})
@@ -81,19 +81,19 @@ class Heard:
                         self.story.setdefault(event["uuid"], []).append(event["type"].removeprefix("task-"))
 
     def close(self) -> None:
-        """Once all is heard that was said."""
+        """Close after all published events were read."""
         self._ends.set()
         self._thread.join()
         self._client.close()
 
 
 @contextmanager
-def hearing(url: str) -> Iterator[Heard]:
-    heard = Heard(url)
+def listening(url: str) -> Iterator[EventState]:
+    events = EventState(url)
     try:
-        yield heard
+        yield events
     finally:
-        heard.close()
+        events.close()
 
 
 def submit(stand: Stand, jobs: int, rng: random.Random) -> list[str]:
@@ -105,7 +105,7 @@ def submit(stand: Stand, jobs: int, rng: random.Random) -> list[str]:
 
 
 def disturb(stand: Stand, ids: list[str], app: Celery, rng: random.Random) -> None:
-    """One thing that happens."""
+    """Do one random thing."""
     some = rng.sample(ids, 3)
     match rng.choice(["cancel", "revoke", "terminate", "stop", "stop", "nothing"]):
         case "cancel":
@@ -121,21 +121,21 @@ def disturb(stand: Stand, ids: list[str], app: Celery, rng: random.Random) -> No
 
 
 def faults(folder: Path, jobs: int, seed: int, kills: int = 1, limit_s: float = 300.0) -> list[str]:
-    """Run it. What Flower would show wrongly."""
+    """Run it. Returns what Flower would show wrongly."""
     rng = random.Random(seed)
     with standing(folder, FLEET.format(seed=seed), CONCURRENCY, LEASE_S, DRAIN_S, task_events=True) as stand:
         app = Celery("chaos")
         app.conf.update(**celery_settings(stand.redis.url))
-        with hearing(stand.redis.url) as heard:
+        with listening(stand.redis.url) as events:
             for _ in range(WORKERS):
                 stand.start_worker()
             ids, ended = submit(stand, jobs, rng), list[Forked]()
-            places = sorted(rng.sample(range(jobs // 10, jobs * 8 // 10), jobs // 40))
-            killed = sorted(rng.sample(places, kills))
+            moments = sorted(rng.sample(range(jobs // 10, jobs * 8 // 10), jobs // 40))
+            killed = sorted(rng.sample(moments, kills))
 
             def meanwhile() -> None:
-                while places and stand.settled() >= places[0]:
-                    if places.pop(0) in killed:
+                while moments and stand.settled() >= moments[0]:
+                    if moments.pop(0) in killed:
                         rng.choice(stand.workers).kill()
                     else:
                         disturb(stand, ids, app, rng)
@@ -153,14 +153,14 @@ def faults(folder: Path, jobs: int, seed: int, kills: int = 1, limit_s: float = 
                 ended.append(worker)
         app.close()
         excused = 0
-        told = [
+        wrong = [
             f"a worker ended by itself: {worker.returncode}" for worker in ended if worker.returncode not in (0, -9)
         ]
         lost = {str(worker.pid) for worker in ended if worker.returncode == -9}
         facts = run(stand.client, [stand.ledger.facts(job_id) for job_id in ids])
         stories = run(stand.client, [stand.ledger.story(job_id) for job_id in ids])
         for job_id, job, story in zip(ids, facts, stories, strict=True):
-            task = heard.state.tasks.get(job_id)
+            task = events.state.tasks.get(job_id)
             shown = task.state if task else None
             state = job.state if job else "lost"
             if shown == SHOWN.get(state):
@@ -170,23 +170,23 @@ def faults(folder: Path, jobs: int, seed: int, kills: int = 1, limit_s: float = 
                 excused += 1
                 continue
             ledgers = [event["event"] for event in story]
-            told.append(f"{job_id} is {state}, shown as {shown}: {heard.story.get(job_id)}; {ledgers}")
+            wrong.append(f"{job_id} is {state}, shown as {shown}: {events.story.get(job_id)}; {ledgers}")
         states = dict(Counter(job.state for job in facts if job))
-        print(f"{states}; shown wrongly: {len(told)}, besides {excused} of workers that were killed", flush=True)
-        return told
+        print(f"{states}; shown wrongly: {len(wrong)}, and {excused} of killed workers", flush=True)
+        return wrong
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--jobs", type=int, default=2000)
-    options.add_argument("--kills", type=int, default=0)
-    options.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    given = options.parse_args()
-    print(f"seed {given.seed}", flush=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2000)
+    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="turnout-events-") as folder:
-        told = faults(Path(folder), given.jobs, given.seed, given.kills)
-    print("\n".join(told) or "every job is shown as it ended")
-    return 1 if told else 0
+        wrong = faults(Path(folder), options.jobs, options.seed, options.kills)
+    print("\n".join(wrong) or "every job is shown as it ended")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

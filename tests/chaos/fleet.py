@@ -1,4 +1,5 @@
-"""A simulated fleet in a process of its own: what the tests do to providers, and the oracle of what these have seen."""
+"""A simulated fleet in another process: faults that tests cause at providers, and the oracle of what these have
+seen."""
 
 from __future__ import annotations
 
@@ -17,17 +18,17 @@ from turnout_workers.local import process
 from turnout_workers.simulator import load
 
 NOBODY = '[providers.x]\nbase_url = "http://127.0.0.1:9"\nmodels = ["m"]\n'
-"""A configuration of one provider, which is not there."""
+"""A configuration with one provider, which doesn't exist."""
 
 
 def one_provider(name: str = "sim", model: str = "llama-3.3-70b", **fields: Any) -> str:
-    """A scenario of one alone, of short answers."""
+    """A scenario with one provider and short answers."""
     models = {model: {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 3.0}}
     return toml_lines.dumps({"output_tokens": 8, "providers": {name: {"models": models, **fields}}})
 
 
 def two_providers(ttft_s: float) -> str:
-    """A cheap one and a dearer one of the same model, of short answers that take so long."""
+    """A scenario with a cheaper and a dearer provider of one model, and short answers."""
     return "output_tokens = 8\n" + "".join(
         f"[providers.sim-{name}]\nttft_s = {ttft_s}\n"
         f'models."llama-3.3-70b" = {{ input_usd_per_mtok = {usd}, output_usd_per_mtok = {usd + 0.2} }}\n'
@@ -36,16 +37,16 @@ def two_providers(ttft_s: float) -> str:
 
 
 class Fleet:
-    """`config` is a turnout.toml of its providers, with the `tables` given on top."""
+    """`config` is a turnout.toml with its providers, plus `tables`."""
 
     def __init__(self, folder: Path, fleet: str, tables: discovery.Tables | None = None) -> None:
         file, log = folder / "fleet.toml", folder / "simulator.log"
         file.write_text(fleet)
         self._simulator = Forked(["simulate", "--port", "0", "--json", "--scenario", str(file)], {}, log)
         process.wait_until(lambda: "\n" in self._simulator.said, self._simulator, log, 60)
-        told = json.loads(self._simulator.said.splitlines()[0])
-        self.url: str = told["url"]
-        self._providers: dict[str, str] = told["providers"]
+        urls = json.loads(self._simulator.said.splitlines()[0])
+        self.url: str = urls["url"]
+        self._providers: dict[str, str] = urls["providers"]
         self.config = folder / "turnout.toml"
         self.config.write_text(toml_lines.dumps({**load(file).configuration(self._providers), **(tables or {})}))
 
@@ -53,31 +54,31 @@ class Fleet:
         process.stop(self._simulator)
 
     def provider_url(self, provider: str) -> str:
-        """Where one simulated provider is to be called."""
+        """The address of one simulated provider."""
         return self._providers[provider]
 
     def oracle(self) -> dict[str, Any]:
-        """What the providers have seen, told by provider and by job."""
+        """What the providers have seen, by provider and by job."""
         with urllib.request.urlopen(f"{self.url}/control/stats?jobs=1") as reply:
-            told: dict[str, Any] = json.load(reply)
-            return told
+            stats: dict[str, Any] = json.load(reply)
+            return stats
 
     def fail(self, provider: str, **fault: Any) -> dict[str, Any]:
-        """Begin a fault; gives what the provider has seen so far."""
+        """Begin a fault. Returns what the provider has seen so far."""
         body = json.dumps(fault).encode()
         posted = urllib.request.Request(f"{self.url}/control/{provider}", body, method="POST")
         with urllib.request.urlopen(posted) as reply:
-            told: dict[str, Any] = json.load(reply)
-            return told
+            stats: dict[str, Any] = json.load(reply)
+            return stats
 
     def hurry(self) -> None:
-        """Calls that begin from now on are answered at once."""
+        """Answer calls that begin from now on at once."""
         for provider in self._providers:
             self.fail(provider, kind="slow", factor=0.0)
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """No provider says anything meanwhile: what they are asked, they answer after it."""
+        """No provider answers in this block; they answer after it."""
         self._simulator.send_signal(signal.SIGSTOP)
         try:
             yield

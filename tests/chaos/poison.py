@@ -1,8 +1,7 @@
 """`python -m tests.chaos.poison`: a job that kills every worker that takes it, among thousands that don't.
 
-The same jobs run twice, without it and with it. It must be called at most three times, for a worker may die before
-its call is out, and the others must keep 95 % of their pace. Workers are started again when they die, as a supervisor
-does.
+The same jobs run twice, without it and with it. It may be called three times at most (fewer if a worker dies before its
+call is sent), and the others must keep 95 % of their pace. Workers are restarted when they die, as by a supervisor.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ FLEET = one_provider("sim-one", ttft_s=0.25)
 WORKERS = 4
 CONCURRENCY = 25
 PACE = 0.95
-"""Of the pace without the poison job."""
+"""Share of the pace without the poison job."""
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--jobs", type=int, default=12_000)
-    given = options.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=12_000)
+    options = parser.parse_args()
     paces = {}
     calls = 0
     for poisoned in (False, True):
@@ -37,9 +36,9 @@ def main() -> int:
             tempfile.TemporaryDirectory(prefix="turnout-poison-") as folder,
             standing(Path(folder), FLEET, lease_s=LEASE_S) as stand,
         ):
-            paces[poisoned] = given.jobs / _run(stand, given.jobs, poisoned)
+            paces[poisoned] = options.jobs / _run(stand, options.jobs, poisoned)
             if poisoned:
-                assert stand.poisoned(["poison"]) == ["poison"], "it is given up"
+                assert stand.poisoned(["poison"]) == ["poison"], "it is options up"
                 calls = stand.oracle()["jobs"]["poison"]["calls"]
     ratio = paces[True] / paces[False]
     print(f"{paces[False]:.0f} jobs/s without it, {paces[True]:.0f} with it: {ratio:.1%}; it was called {calls} times")
@@ -54,7 +53,7 @@ def _run(stand: Stand, jobs: int, poisoned: bool) -> float:
     began = time.monotonic()
     stand.submit(ids)
     if poisoned:
-        stand.submit(["poison"], constraints={"lane": "interactive"})  # before the others, but watched from the start
+        stand.submit(["poison"], constraints={"lane": "interactive"})  # before the others, and watched from the start
 
     def meanwhile() -> None:
         state, owner = stand.client.hmget(stand.ledger.keys.job("poison"), "state", "owner")

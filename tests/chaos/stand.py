@@ -1,4 +1,4 @@
-"""A test stand: a real Redis, a simulated fleet in a process of its own as the oracle, and workers to be killed."""
+"""A test stand: a real Redis, a simulated fleet in another process as the oracle, and workers to kill."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from turnout_workers.config.tables import WorkerTable
 from turnout_workers.local import process
 
 LEASE_S = 3.0
-"""Where workers die: short, so that it is noticed soon. Elsewhere it is the usual one, which outlasts any stall."""
+"""For tests in which workers die: short, so that it is noticed soon. Others use the default, which outlasts any
+stall."""
 LOST_AFTER_S = housekeeping.LOST_AFTER_S
 """How soon the workers of a stand look again for lost messages; the tests make it short."""
 
@@ -65,8 +66,8 @@ class Stand(Fleet):
         spool: str = "spool",
         lost_after_s: float | None = None,
     ) -> Forked:
-        """A worker; `crash`: where it is to die, and when it comes there for which time; `redis_url`: its way to Redis;
-        `spool`: the folder of what it couldn't settle, by default one for all."""
+        """A worker. crash: the point where it dies, and at which visit. redis_url: its way to Redis. spool: the folder
+        for what it couldn't settle, by default one for all."""
         self._started += 1
         log = self.folder / f"worker-{self._started}.log"
         name = f"w{self._started}@%h"
@@ -81,7 +82,7 @@ class Stand(Fleet):
         return worker
 
     def start(self, *command: str, **environ: str) -> Forked:
-        """Another `turnout` command for this fleet, which ends with the stand at the latest."""
+        """Start another `turnout` command for this fleet. It ends with the stand at the latest."""
         self._commands.append(Forked(command, self.environ | environ, self.folder / f"{command[0]}.log"))
         return self._commands[-1]
 
@@ -95,19 +96,19 @@ class Stand(Fleet):
             run(self.client, [self.ledger.enqueue(job) for job in jobs[start : start + 500]])
 
     def kill_worker(self, worker: Forked) -> None:
-        """And end what it has leased: nobody need wait for it."""
+        """Kill it and end all leases, so that nothing waits for them."""
         worker.kill()
         worker.wait(60)
         self.workers.remove(worker)
         self.end_leases()
 
     def end_leases(self) -> None:
-        """All of them, as if their time were over. Who is at work will find his own gone."""
+        """End all leases, as if they had run out, including those of living workers."""
         for index in (self.ledger.keys.job_leases, self.ledger.keys.call_lease_ends):
             self.client.zunionstore(index, {index: 0})
 
     def settled(self) -> int:
-        """Of all that was accepted; asked again while Redis is away."""
+        """Number of settled jobs; -1 while Redis is away."""
         try:
             counts = {name.decode(): int(n) for name, n in self.client.hgetall(self.ledger.keys.counts).items()}
         except redis.RedisError:
@@ -133,25 +134,25 @@ class Stand(Fleet):
     def results(self, ids: Sequence[str]) -> list[JobResult | None]:
         return run(self.client, [self.ledger.result(i) for i in ids])
 
-    def untold_calls(self) -> list[int]:
-        """Of each job that was called for: how many calls the oracle knows of, and its attempts do not. They tell of
-        one that was cut short because the providers stood still; perhaps it had not reached them."""
+    def unrecorded_calls(self) -> list[int]:
+        """For each job with calls: how many calls the oracle has seen beyond the job's attempts. Attempts include calls
+        that were cut short because the providers stood still; these may not have reached them."""
         calls = {job_id: job["calls"] for job_id, job in self.oracle()["jobs"].items()}
         ended = zip(calls.values(), self.results(list(calls)), strict=True)
         return [max(0, made - len(result.attempts if result else ())) for made, result in ended]
 
     def poisoned(self, ids: Sequence[str]) -> list[str]:
-        """Jobs that three workers held when they died, and that were given up for it."""
+        """Jobs that were given up because three workers died while they held them."""
         ended = zip(ids, self.results(ids), strict=True)
         return [job_id for job_id, result in ended if result and result.error and result.error.code == "poison"]
 
     def money(self) -> dict[str, int]:
         """The books; every call of every job is charged to the account `total`."""
-        told = self.client.hgetall(self.ledger.keys.money)
-        return {name.decode(): int(value) for name, value in told.items()}
+        columns = self.client.hgetall(self.ledger.keys.money)
+        return {name.decode(): int(value) for name, value in columns.items()}
 
     def money_faults(self) -> list[str]:
-        """What the books say that the oracle's bill denies, once no call is in flight."""
+        """Where the books contradict the oracle's bill, once no call is in flight."""
         money, billed = self.money(), self.oracle()["billed_microusd"]
         spent, unsure = money.get("total|spent", 0), money.get("total|unsure", 0)
         if spent <= billed <= spent + unsure:
@@ -160,7 +161,7 @@ class Stand(Fleet):
 
 
 def _prepare(lost_after_s: float, crash: tuple[str, int] | None) -> None:
-    """In a worker's process, before it begins."""
+    """Runs in a worker's process before it starts."""
     housekeeping.LOST_AFTER_S = lost_after_s
     if crash:
         crash_points.lay(*crash)

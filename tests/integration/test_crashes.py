@@ -51,7 +51,7 @@ def test_a_stop_in_order_lets_calls_end_and_leaves_the_rest_to_others(tmp_path: 
         stand.start_worker()
         stand.until(lambda: stand.settled() == len(IDS))
         assert stand.outcomes(IDS) == {"succeeded": len(IDS)}
-        assert set(stand.untold_calls()) == {0}
+        assert set(stand.unrecorded_calls()) == {0}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -12,7 +12,7 @@ from typing import Any
 
 import redis
 from celery import Celery
-from tests.chaos.events import hearing
+from tests.chaos.events import listening
 from tests.chaos.fleet import one_provider
 from tests.chaos.stand import standing
 from tests.redis_server import Server
@@ -67,7 +67,7 @@ def test_events_are_published_in_batches_and_the_last_of_them_before_a_worker_en
 
 
 def test_events_are_told_also_after_the_connection_was_lost(tmp_path: Path) -> None:
-    with standing(tmp_path, FLEET, task_events=True) as stand, hearing(stand.redis.url) as heard:
+    with standing(tmp_path, FLEET, task_events=True) as stand, listening(stand.redis.url) as heard:
         stand.start_worker()
         stand.client.client_kill_filter(_type="normal", skipme=True)
         for name in ("first", "second"):
@@ -118,7 +118,7 @@ class Away:
 def test_what_could_not_be_told_is_told_though_nothing_else_happens(redis_server: Server) -> None:
     consumer, hub, app = object.__new__(PatientConsumer), Hub(), celery_app(redis_server.url, events=Events)
     consumer.hub = hub
-    with app.connection_for_write() as connection, hearing(redis_server.url) as heard:
+    with app.connection_for_write() as connection, listening(redis_server.url) as heard:
         dispatcher: Dispatcher = app.events.Dispatcher(
             connection, buffer_group=["task"], on_send_buffered=consumer.on_send_event_buffered
         )
@@ -142,7 +142,7 @@ ONE_AT_A_TIME = one_provider(ttft_s=60.0, concurrency=1)
 
 
 def test_every_end_is_told_also_of_a_job_that_no_worker_has(tmp_path: Path) -> None:
-    with standing(tmp_path, ONE_AT_A_TIME, task_events=True) as stand, hearing(stand.redis.url) as heard:
+    with standing(tmp_path, ONE_AT_A_TIME, task_events=True) as stand, listening(stand.redis.url) as heard:
 
         def cancel(*job_ids: str) -> None:
             run(stand.client, [stand.ledger.cancel(job_id, None) for job_id in job_ids])

@@ -43,7 +43,7 @@ def test_a_settlement_whose_reply_is_cut_in_the_middle_counts_once(tmp_path: Pat
         assert proxy.cut == 3
         assert stand.settled() == len(IDS), "none is counted twice"
         assert stand.outcomes(IDS) == {"succeeded": len(IDS)}
-        assert set(stand.untold_calls()) == {0}
+        assert set(stand.unrecorded_calls()) == {0}
 
 
 @pytest.mark.parametrize("script", [CLAIM, ADMIT, SETTLE], ids=["claim", "admit", "settle"])
@@ -73,7 +73,7 @@ def test_replies_that_are_late_make_nothing_happen_twice(tmp_path: Path) -> None
         stand.submit(IDS[:20])
         stand.until(lambda: stand.settled() >= 20)
         assert stand.outcomes(IDS[:20]) == {"succeeded": 20}
-        assert set(stand.untold_calls()) == {0}
+        assert set(stand.unrecorded_calls()) == {0}
 
 
 def test_a_parted_worker_aborts_its_calls_before_others_can_have_them(tmp_path: Path) -> None:

@@ -323,7 +323,7 @@ def test_the_user_as_whom_a_server_reads_its_own_file_may_do_all_and_cannot_log_
         ((("default", "-@all"), ("default", "+@all")), "DO   the ACL user `default` lacks the rights"),
         (
             (("worker", "-acl|dryrun"), ("worker", "+acl|dryrun")),
-            "?    this login can't see the rights of the ACL user `default`",
+            "?    this login can't see the rights of the ACL user",
         ),
         ((), "ok   the ACL user `default`"),
     ],

@@ -162,5 +162,5 @@ def test_a_planned_failover_in_the_documented_order_calls_no_job_twice(tmp_path:
             old.client_unpause()
         stand.until(lambda: stand.settled() == len(jobs), 60)
         assert stand.outcomes([job.id for job in jobs]) == {"succeeded": len(jobs)}
-        assert set(stand.untold_calls()) == {0}
+        assert set(stand.unrecorded_calls()) == {0}
         assert worker.poll() is None

@@ -107,7 +107,7 @@ def test_releases_of_one_contract_share_the_work(stand: Stand, tmp_path: Path) -
         stand.until(lambda: bool(ids) and are_settled() and 0 < len(by_next()) < len(ids), 60, more)
         assert stand.outcomes(ids) == {"succeeded": len(ids)}
         assert beside.run(READ) == "20\n"
-        assert set(stand.untold_calls()) == {0}
+        assert set(stand.unrecorded_calls()) == {0}
         told = {name.decode() for name in re.findall(rb"new_in_(\w+)", by_next()[0])}
         assert told == {model.__name__ for model in within(JobResult) - {Problem}}
         assert all(result and result.succeeded for result in stand.results(ids)), "each reads what both have written"

@@ -110,11 +110,11 @@ class CeleryJobs:
 
     async def _cancel(self, job_ids: Sequence[str]) -> list[str]:
         facts = await self.send.all(*(self.ledger.facts(job_id) for job_id in job_ids))
-        known = {job_id: job for job_id, job in zip(job_ids, facts, strict=True) if job is not None}
-        await self.send.all(*(self.ledger.cancel(job_id, job.batch) for job_id, job in known.items()))
-        for job_id in known:
+        jobs = {job_id: job for job_id, job in zip(job_ids, facts, strict=True) if job is not None}
+        await self.send.all(*(self.ledger.cancel(job_id, job.batch) for job_id, job in jobs.items()))
+        for job_id in jobs:
             logger.info("cancelled because it was revoked", extra={"job": job_id})
-        return list(known)
+        return list(jobs)
 
     async def _was_revoked(self, job_id: str) -> bool:
         """Whether it was revoked while only its message existed, perhaps before this worker began: the worker that

@@ -166,17 +166,17 @@ class Worker:
         Unchanged accounts keep their connectors. A retired one finishes its calls and is then closed: with keys rotated
         every hour, there are thousands in a year.
         """
-        known = self._connectors
-        connectors = {config: known.get(config) or build(config, self._http) for config in accounts(settings)}
+        current = self._connectors
+        connectors = {config: current.get(config) or build(config, self._http) for config in accounts(settings)}
         by_endpoint = {endpoint.id: c for config, c in connectors.items() for endpoint in config.endpoints}
         endpoints = tuple(endpoint for config in connectors for endpoint in config.endpoints)
         # A new fleet wakes all parked jobs to look for room: don't make one if a quarter of an hour changed no price.
         same = settings is self.current.settings and endpoints == self._parts.fleet.snapshot.fleet.endpoints
         fleet = self._parts.fleet.snapshot.fleet if same else Fleet(endpoints)
-        if retired := [connector for config, connector in known.items() if config not in connectors]:
+        if retired := [connector for config, connector in current.items() if config not in connectors]:
             spawn(_close(retired, RETIRED_S), self._tasks)
-        known.clear()  # and filled again in place, because the health checks use this dictionary
-        known.update(connectors)
+        current.clear()  # and filled again in place, because the health checks use this dictionary
+        current.update(connectors)
         self._parts.fleet.use(fleet)
         self.current.connectors = by_endpoint
         self.current.settings = settings

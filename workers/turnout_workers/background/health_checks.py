@@ -56,9 +56,8 @@ class HealthChecks:
 
     async def _is_our_turn(self, connector: CloudProviderBase) -> bool:
         account = next((endpoint.account_id for endpoint in connector.endpoints), connector.name)
-        with log_if_redis_is_away(
-            logger.debug, "%s is not asked for its health", connector.name
-        ):  # nor could anything be told
+        # Without Redis, its outcome couldn't be shared either.
+        with log_if_redis_is_away(logger.debug, "no health check of %s now", connector.name):
             return await self.store.claim_work(f"health:{account}", self.interval_s)
         return False
 

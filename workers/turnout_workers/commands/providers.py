@@ -62,11 +62,11 @@ def providers(check: bool, as_json: bool) -> None:
 def _rows(here: Deployment) -> list[dict[str, Any]]:
     """All endpoints, as plain values. `health` is None if Redis can't be reached."""
     try:
-        state, known = here.ask(state_operation(here.ledger.keys))[0], True
+        state, reached = here.ask(state_operation(here.ledger.keys))[0], True
     except redis.RedisError:
-        state, known = (0.0, {}), False
+        state, reached = (0.0, {}), False
     snapshot = here.fleet.snapshot(*state)
-    return [_row(view, snapshot.at) | ({} if known else {"health": None}) for view in snapshot.views]
+    return [_row(view, snapshot.at) | ({} if reached else {"health": None}) for view in snapshot.views]
 
 
 def _row(view: EndpointView, at: float) -> dict[str, Any]:

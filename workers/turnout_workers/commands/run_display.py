@@ -91,8 +91,8 @@ class Bar(Progress):
         names = [*self._providers, *(name for name in states if name not in self._providers)]
         for name in names:
             state = Text(states[name], style="yellow") if name in states else Text("up", style="green")
-            part, known = tally.providers.get(name, ProviderTally()), name in self._providers
-            jobs, cost = (counted(part.jobs, "job"), steady_usd(part.cost_microusd)) if known else ("", "")
+            part, is_provider = tally.providers.get(name, ProviderTally()), name in self._providers
+            jobs, cost = (counted(part.jobs, "job"), steady_usd(part.cost_microusd)) if is_provider else ("", "")
             shown.add_row(Text(f"  {name}"), jobs, cost, state)
         return shown
 
