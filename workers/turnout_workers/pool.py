@@ -214,7 +214,7 @@ class TaskPool(BasePool):
             return
         self._stopping = True
         transport.free_slots = lambda: 0
-        logger.info("stopping: %d running jobs have %g s to end", len(self._jobs), grace_s)
+        logger.info("stopping: %d jobs have %g s to end", len(self._jobs), grace_s)
         ends_at = monotonic() + grace_s
         self._finish_while(lambda: not self.hurried and monotonic() < ends_at)
         for pid in list(self._jobs):
