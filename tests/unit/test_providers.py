@@ -63,6 +63,32 @@ def test_a_wait_told_in_words_is_read_with_its_unit(words: str, expected: float 
     assert retry_after_s({}, {"error": {"message": words}}, NOW) == expected
 
 
+def test_words_are_believed_before_a_reset_that_tells_when_a_limit_is_full_again() -> None:
+    headers = {
+        "x-ratelimit-limit-requests": "14400",
+        "x-ratelimit-remaining-requests": "0",
+        "x-ratelimit-reset-requests": "23h59m52s",
+    }
+    limits = observed_limits(headers, NOW, DIALECTS["groq"].limit_headers)
+    words = {"error": {"message": "on requests per day (RPD): Limit 14400. Please try again in 5.88s."}}
+    assert retry_after_s(headers, words, NOW, limits) == 5.88
+    assert retry_after_s(headers, {"error": {"message": "too many requests"}}, NOW, limits) == 86_392
+
+
+@pytest.mark.parametrize(
+    ("project", "expected"), [(59_000, (60_000, 59_000, 1.0)), (None, (2_000_000, 1_999_000, 0.03))]
+)
+def test_of_two_headers_about_one_limit_the_scarcer_counts(project: int | None, expected: tuple[float, ...]) -> None:
+    def told(name: str, limit: int, remaining: int, reset: str) -> dict[str, str]:
+        values = {"limit": str(limit), "remaining": str(remaining), "reset": reset}
+        return {f"x-ratelimit-{word}-{name}": value for word, value in values.items()}
+
+    headers = told("tokens", 2_000_000, 1_999_000, "30ms")
+    headers |= told("project-tokens", 60_000, project, "1s") if project else {}
+    (limit,) = observed_limits(headers, NOW, DIALECTS["openai"].limit_headers)
+    assert (limit.kind, limit.limit, limit.remaining, limit.reset_s) == ("tokens_per_minute", *expected)
+
+
 @pytest.mark.parametrize("skew_s", [-3600, 0, 3600])
 def test_a_wrong_clock_of_ours_changes_no_delay(skew_s: float) -> None:
     date = {"date": "Fri, 15 Jan 2027 08:00:00 GMT"}

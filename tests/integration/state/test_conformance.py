@@ -353,9 +353,39 @@ async def test_remaining_binds_until_its_reset_whatever_the_order_of_reports(fle
     await end(fleet, late, limits=(ObservedLimit("requests_per_minute", remaining=3, reset_s=9),))
     await end(fleet, early, limits=(ObservedLimit("requests_per_minute", remaining=50, reset_s=9),))
     assert await burst(fleet, bid(requests_per_minute=100)) == 3
-    assert (await refused(fleet, bid(requests_per_minute=100))).retry_at == START + 10
-    fleet.advance(9)
+    assert (await refused(fleet, bid(requests_per_minute=100))).retry_at == START + 9, "of its call's begin"
+    fleet.advance(8)
     assert await burst(fleet, bid(requests_per_minute=100), most=20) == 20
+
+
+async def test_what_remains_grows_as_the_limit_refills(fleet: AnyFleet) -> None:
+    grant = await granted(fleet, bid())
+    fleet.advance(3)
+    header = ObservedLimit("requests_per_day", limit=14_400, remaining=0, reset_s=86_400)
+    await end(fleet, grant, limits=(header,))
+    for moment in (6, 12, 18):  # one each six seconds
+        answer = await refused(fleet, bid())
+        assert (answer.reasons, answer.retry_at) == ({A: "requests_per_day"}, START + moment)
+        fleet.advance(START + moment - answer.at)
+        assert await burst(fleet, bid()) == 1
+
+
+async def test_tokens_that_have_refilled_are_there_for_small_calls_before_a_large_one_has_room(fleet: AnyFleet) -> None:
+    header = ObservedLimit("tokens_per_minute", limit=6000, remaining=0, reset_s=60)
+    await end(fleet, await granted(fleet, bid()), limits=(header,))
+    fleet.advance(2)
+    assert (await refused(fleet, bid(input_tokens=300))).retry_at == START + 3
+    load = (await fleet.store.state())[1][A].load
+    assert (load.ready_at, load.fits) == (START + 3, 200)
+    await granted(fleet, bid(input_tokens=200))
+
+
+async def test_what_remained_when_a_long_call_began_says_nothing_once_that_has_refilled(fleet: AnyFleet) -> None:
+    grant = await granted(fleet, bid())
+    fleet.advance(61)
+    header = ObservedLimit("requests_per_minute", limit=50, remaining=0, reset_s=60)
+    await end(fleet, grant, limits=(header,))
+    assert await burst(fleet, bid()) == 50
 
 
 @pytest.mark.parametrize(("kind", "most_s"), [("requests_per_minute", 600), ("requests_per_day", 86_400)])

@@ -12,6 +12,7 @@ from turnout_workers.routing.failover import (
     COOLDOWN_S,
     MAX_ATTEMPTS,
     MAX_CALLS,
+    MAX_JITTER_S,
     MAX_MODELS,
     MAX_REST_S,
     RULES,
@@ -219,3 +220,7 @@ def test_an_account_wide_failure_takes_out_the_account() -> None:
     found = judge(Failure(K.UNAUTHORIZED, "bad key", scope=Scope.ACCOUNT), random.Random())
     assert found.disable
     assert found.scope is Scope.ACCOUNT
+
+
+def test_a_long_cooldown_ends_soon_after_the_time_that_was_named() -> None:
+    assert 80_000 < verdict(K.RATE_LIMITED, 80_000).cooldown_s <= 80_000 + MAX_JITTER_S

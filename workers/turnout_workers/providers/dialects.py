@@ -75,6 +75,7 @@ def _hosted(name: str, base_url: str, **special: Any) -> tuple[str, Dialect]:
 
 _LIKE_OPENAI: dict[str, Any] = {"max_tokens": "max_completion_tokens"}
 _OPENAIS_OWN = _LIKE_OPENAI | {
+    "limit_headers": STANDARD_LIMITS | {"x-ratelimit-{}-project-tokens": "tokens_per_minute"},
     "parameters": PARAMETERS | OPENAI_FIELDS,
     "image_types": WEB_IMAGES,
     "original_images": True,

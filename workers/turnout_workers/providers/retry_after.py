@@ -70,8 +70,12 @@ def _sent_at(headers: Mapping[str, str], now: float) -> float:
 def retry_after_s(
     headers: Mapping[str, str], body: Any, now: float, limits: Iterable[ObservedLimit] = ()
 ) -> float | None:
-    """How long the provider asks us to wait: from `retry-after-ms`, `retry-after`, Gemini's RetryInfo, OpenRouter's
-    reset, the resets of exhausted limits, or its message ("try again in 7m12s")."""
+    """How long the provider asks us to wait: from `retry-after-ms`, `retry-after`, Gemini's RetryInfo, its message ("try
+    again in 7m12s"), OpenRouter's reset, or the resets of exhausted limits.
+
+    The message comes before resets, because at many providers a reset is when a limit is full again; it has room for
+    another call long before.
+    """
     if (ms := _number(headers.get("retry-after-ms"))) is not None and ms >= 0:
         return min(ms / 1000, MAX_WAIT_S)
     now = _sent_at(headers, now)
@@ -81,14 +85,15 @@ def retry_after_s(
         delay = info.get("retryDelay")
         if (wait_s := seconds(delay if isinstance(delay, str) else None, now)) is not None:
             return wait_s
+    if (wait_s := _in_words_s(str(at(body, "error", "message")), now)) is not None:
+        return wait_s
     resets = [limit.reset_s for limit in limits if limit.remaining == 0]
     # OpenRouter reports only the limit that was reached, and for free models only in the body.
     if isinstance(inner := at(body, "error", "metadata", "headers"), dict):
         headers = {**headers, **{str(name).lower(): str(value) for name, value in inner.items()}}
     if _number(headers.get("x-ratelimit-remaining")) == 0:
         resets.append(seconds(headers.get("x-ratelimit-reset"), now))
-    message = str(at(body, "error", "message"))
-    return max((reset for reset in resets if reset is not None), default=_in_words_s(message, now))
+    return max((reset for reset in resets if reset is not None), default=None)
 
 
 def _in_words_s(message: str, now: float) -> float | None:
@@ -102,17 +107,20 @@ def _in_words_s(message: str, now: float) -> float | None:
 def observed_limits(
     headers: Mapping[str, str], now: float, limit_headers: Mapping[str, str]
 ) -> tuple[ObservedLimit, ...]:
-    """What a provider's headers say about its limits. limit_headers: see `Dialect.limit_headers`."""
+    """What a provider's headers say about its limits; where two concern one limit, the one with less remaining.
+    limit_headers: see `Dialect.limit_headers`."""
     if not any("ratelimit" in name for name in headers):
         return ()
-    found, now = [], _sent_at(headers, now)
+    found, now = dict[str, ObservedLimit](), _sent_at(headers, now)
     for name, kind in limit_headers.items():
         limit, remaining = (_number(headers.get(name.format(word))) for word in ("limit", "remaining"))
         if remaining is None or not 0 <= remaining <= MAX_LIMIT:  # Azure says -1 for "unknown"
             continue
         ceiling = int(limit) if limit is not None and 1 <= limit <= MAX_LIMIT else None
-        found.append(ObservedLimit(kind, ceiling, int(remaining), seconds(headers.get(name.format("reset")), now)))
-    return tuple(found)
+        if kind not in found or remaining < (found[kind].remaining or 0):
+            reset_s = seconds(headers.get(name.format("reset")), now)
+            found[kind] = ObservedLimit(kind, ceiling, int(remaining), reset_s)
+    return tuple(found.values())
 
 
 def exceeded_limits(body: Any) -> tuple[ObservedLimit, ...]:

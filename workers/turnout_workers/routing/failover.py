@@ -27,6 +27,8 @@ SHORT_WAIT_S = 2.0
 """The longest Retry-After that is waited for in place."""
 COOLDOWN_S = 5.0
 """Cooldown after a 429 that names no time."""
+MAX_JITTER_S = 5.0
+"""The most that is added to a cooldown, so that not all come back at once."""
 QUOTA_COOLDOWN_S = 3600.0
 """Least cooldown of a quota that refills once a day."""
 BACKOFF_S = 0.25
@@ -163,7 +165,7 @@ def judge(
     cooldown_s = retry_after_s or 0.0
     if rule.cooldown_s is not None and (retry_after_s is None or failure.kind is FailureKind.QUOTA_EXHAUSTED):
         cooldown_s = max(cooldown_s, rule.cooldown_s)
-    cooldown_s *= 1 + 0.1 * rng.random()  # later than asked, and not all workers at once
+    cooldown_s += min(0.1 * cooldown_s, MAX_JITTER_S) * rng.random()  # later than asked, and not all workers at once
 
     spends = rule.spends and not probe
 

@@ -157,7 +157,7 @@ class MemoryFleetStore:
             usage.correct(charge, Use(1, report.input_tokens, report.output_tokens))
         endpoint.count_calls()
         for observed in report.limits:
-            endpoint.usage.learn_from_headers(lease.charges[0][1], observed, now)
+            endpoint.usage.learn_from_headers(lease.charges[0][1], lease.at, observed, now)
         probe = lease.probe > 0 and lease.probe == endpoint.probe
         if probe:
             endpoint.probe_until = now + ms(VERDICT_S)

@@ -142,6 +142,7 @@ class ObservedLimit:
     limit: int | None = None
     remaining: int | None = None
     reset_s: float | None = None
+    """Time from the call's begin until the limit is full again."""
 
 
 @dataclass(frozen=True, slots=True)

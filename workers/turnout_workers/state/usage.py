@@ -51,12 +51,28 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class _Cap:
-    """A header's `remaining`, as the total of charges that must not be exceeded before a time."""
+    """A header's `remaining`, as the total of charges that must not be exceeded before a time.
+
+    The total grows: most providers refill a limit continuously, and its reset tells when it will be full.
+    """
 
     total: int
+    at: int
+    """When (ms) the call that brought the header was admitted, which is when the provider counted."""
+    per_ms: float
+    """By how much the total grows."""
     until: int
     charged_at_admission: int
-    """Total of charges when the call that brought the header was admitted. Headers of later calls replace it."""
+    """Total of charges when that call was admitted. Headers of later calls replace it."""
+
+    def left(self, charged: int, now: int) -> float:
+        """What may still be charged now, after so much."""
+        return math.inf if self.until <= now else self.total + max(0, now - self.at) * self.per_ms - charged
+
+    def room_at(self, total: int) -> int:
+        """When (ms) so much may have been charged altogether."""
+        grown_at = self.at + (total - self.total) / self.per_ms if self.per_ms else self.until
+        return math.ceil(min(self.until, grown_at))
 
 
 class Pace(NamedTuple):
@@ -123,9 +139,10 @@ class Usage:
             if not amount:
                 continue
             cap = self._caps.get(name)
-            if cap and cap.until > now and kind.of(self._charged) + amount > cap.total:
-                found.append(Obstacle(cap.until, name))
-                room = room.until(cap.until, kind, cap.total - kind.of(self._charged))
+            charged = kind.of(self._charged)
+            if cap and (left := cap.left(charged, now)) < amount:
+                found.append(Obstacle(at := cap.room_at(charged + amount), name))
+                room = room.until(at, kind, left)
             if (limit := in_force.get(name)) is None:
                 continue
             window = self._windows[kind.window]
@@ -175,18 +192,20 @@ class Usage:
         for window, bucket in zip(self._windows.values(), charge.buckets, strict=True):
             window.correct(bucket, real.minus(charge.use))
 
-    def learn_from_headers(self, charge: Charge, observed: ObservedLimit, now: int) -> None:
-        """Adopt what a provider's headers say. `remaining` includes this call, but perhaps not later ones. So it caps
-        the total of charges, and only until the reset."""
+    def learn_from_headers(self, charge: Charge, at: int, observed: ObservedLimit, now: int) -> None:
+        """Adopt what a provider's headers say of a call that was admitted at `at` (ms). `remaining` includes this call,
+        but perhaps not later ones. So it caps the total of charges, and only until the reset."""
         if observed.limit is not None:
             self._announced[observed.kind] = observed.limit, now + ms(ANNOUNCED_LIMIT_S)
         if observed.remaining is None or observed.reset_s is None or observed.kind not in KINDS:
             return
         kind = KINDS[observed.kind]
-        charged, until = kind.of(charge.total), now + ms(min(observed.reset_s, MAX_RESET_S[kind.window]))
+        charged, until = kind.of(charge.total), at + ms(min(observed.reset_s, MAX_RESET_S[kind.window]))
+        refill = max(0, (observed.limit or 0) - observed.remaining)
+        per_ms = refill / (observed.reset_s * 1000) if observed.reset_s else 0.0
         old = self._caps.get(observed.kind)
         if old is None or old.until <= now or charged >= old.charged_at_admission:
-            self._caps[observed.kind] = _Cap(charged + observed.remaining, until, charged)
+            self._caps[observed.kind] = _Cap(charged + observed.remaining, at, per_ms, until, charged)
 
     def forget_headers(self) -> None:
         """Drop what the provider said about its limits."""

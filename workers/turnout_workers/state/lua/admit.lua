@@ -136,6 +136,18 @@ local function unpaced(key, kind, window, rate, since)
   return ahead + total(window.bucket, kind)
 end
 
+-- As `usage._Cap.left`.
+local function cap_left(header, charged)
+  if not (header and header.total and header['until'] > NOW) then return math.huge end
+  return header.total + math.max(0, NOW - header.at) * header.per_ms - charged
+end
+
+-- As `usage._Cap.room_at`.
+local function cap_room_at(header, charged)
+  local grown_at = header.per_ms > 0 and header.at + (charged - header.total) / header.per_ms or header['until']
+  return math.ceil(math.min(header['until'], grown_at))
+end
+
 -- As `Usage.in_force`; and whether a limit by the minute is among them.
 local function in_force(load, limits)
   local found, by_minute = {}, false
@@ -164,9 +176,12 @@ local function capacity(load, limits, slots, pace, bid, block)
     local name, amount = kind[1], total(use, kind)
     local limit, header = allowed[name], usage.headers[name]
     if amount > 0 then
-      if header and header.total and header['until'] > NOW and total(usage.charged, kind) + amount > header.total then
-        block(header['until'], name)
-        full_until(header['until'], kind, header.total - total(usage.charged, kind))
+      local charged = total(usage.charged, kind)
+      local left = cap_left(header, charged)
+      if left < amount then
+        local at = cap_room_at(header, charged + amount)
+        block(at, name)
+        full_until(at, kind, left)
       end
       if limit then
         local window = usage[kind[2]]

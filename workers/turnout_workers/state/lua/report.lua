@@ -51,7 +51,7 @@ local function kind_of(name)
   end
 end
 
--- `remaining` includes this call, but perhaps not later ones: it caps the total of charges until the reset.
+-- As `Usage.learn_from_headers`.
 local function learn_from_headers(headers)
   for _, observed in ipairs(report.limits) do
     local header = headers[observed.kind] or {}
@@ -61,7 +61,10 @@ local function learn_from_headers(headers)
       local sum = total(call.charged, kind)
       if not header.charged or header['until'] <= NOW or sum >= header.charged then
         local reset_s = math.min(observed.reset_s, MAX_RESET_S[kind[2]])
-        header.total, header['until'], header.charged = sum + observed.remaining, NOW + ms(reset_s), sum
+        local refill = math.max(0, (observed.limit or 0) - observed.remaining)
+        header.per_ms = observed.reset_s > 0 and refill / (observed.reset_s * 1000) or 0
+        header.total, header['until'], header.charged = sum + observed.remaining, call.at + ms(reset_s), sum
+        header.at = call.at
       end
     end
     headers[observed.kind] = header
