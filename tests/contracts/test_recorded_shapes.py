@@ -44,6 +44,11 @@ def gemini(status: str, message: str = "no", *details: dict[str, Any]) -> dict[s
     return {"error": {"code": 0, "message": message, "status": status, "details": list(details)}}
 
 
+DEAR = (
+    "This request requires more credits, or fewer max_tokens. You requested up to 64000 tokens, but can only afford 12."
+)
+
+
 def router(code: int, message: str = "Provider returned error", **metadata: Any) -> dict[str, Any]:
     return {"error": {"code": code, "message": message, "metadata": metadata}, "user_id": "user_1"}
 
@@ -177,6 +182,8 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
             429, {}, {"object": "error", "message": "Service tier capacity exceeded", "type": "rate_limited",
                       "param": None, "code": "3505"}, K.RATE_LIMITED,
         ),
+        (429, {"x-ratelimit-limit-req-minute": "0"}, {"message": "Rate limit exceeded"}, K.MODEL_NOT_FOUND),
+        (429, {"x-ratelimit-remaining-tokens-month": "0"}, {"message": "Rate limit exceeded"}, K.QUOTA_EXHAUSTED),
         (
             400, {}, {"object": "error", "message": "Prompt contains 40000 tokens, too large for model with 32768 "
                       "maximum context length", "type": "invalid_request_error", "code": "3051"}, K.CONTEXT_LENGTH,
@@ -200,6 +207,7 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
     "openrouter": [
         (401, {}, router(401, "No auth credentials found"), K.UNAUTHORIZED),
         (402, {}, router(402, "Insufficient credits"), K.BILLING),
+        (402, {}, router(402, DEAR), K.RATE_LIMITED),
         (402, {"retry-after": "3"}, router(402, "Credits are held for calls in flight"), K.RATE_LIMITED, 3, "a"),
         (403, {}, router(403, "Key limit exceeded (daily limit). Manage it in your settings"), K.BILLING),
         (403, {}, router(403, "Your input was flagged", reasons=["violence"]), K.CONTENT_FILTERED),

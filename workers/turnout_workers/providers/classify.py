@@ -133,6 +133,9 @@ def classify_response(
 
     # Money.
     if named(_BILLING) or status == 402 or says(_BILLING_WORDS):
+        # OpenRouter: there is credit for shorter answers than this job allows, and others ask for those.
+        if says(("or fewer max_tokens",)):
+            return failure(FailureKind.RATE_LIMITED)
         if status == 402 and wait_s is not None:  # OpenRouter: credit held for calls in flight, soon released
             return failure(FailureKind.RATE_LIMITED, scope=Scope.ACCOUNT)
         return failure(FailureKind.BILLING, scope=Scope.ACCOUNT)
@@ -157,11 +160,12 @@ def classify_response(
         return failure(FailureKind.CONTEXT_LENGTH)
     # Limits.
     if status == 429 or kind_word in ("rate_limit_error", "resource_exhausted"):
-        if "limit: 0" in words:  # Gemini: this account has no quota at all for this model
+        # Gemini, Mistral: this account has no quota at all for this model
+        if "limit: 0" in words or headers.get("x-ratelimit-limit-req-minute") == "0":
             return failure(FailureKind.MODEL_NOT_FOUND)
         if "request too large" in words:
             return failure(FailureKind.CONTEXT_LENGTH)
-        if "PerDay" in json.dumps(body):
+        if "PerDay" in json.dumps(body) or headers.get("x-ratelimit-remaining-tokens-month") == "0":
             return failure(FailureKind.QUOTA_EXHAUSTED)
         return failure(FailureKind.RATE_LIMITED)
     # The server.

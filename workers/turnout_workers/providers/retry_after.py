@@ -70,8 +70,8 @@ def _sent_at(headers: Mapping[str, str], now: float) -> float:
 def retry_after_s(
     headers: Mapping[str, str], body: Any, now: float, limits: Iterable[ObservedLimit] = ()
 ) -> float | None:
-    """How long the provider asks us to wait: from `retry-after-ms`, `retry-after`, Gemini's RetryInfo, its message ("try
-    again in 7m12s"), OpenRouter's reset, or the resets of exhausted limits.
+    """How long the provider asks us to wait: from `retry-after-ms`, `retry-after`, Gemini's RetryInfo, its message
+    ("try again in 7m12s"), OpenRouter's reset, or the resets of exhausted limits.
 
     The message comes before resets, because at many providers a reset is when a limit is full again; it has room for
     another call long before.
