@@ -1,4 +1,4 @@
-"""Turnout: AI inference as background jobs. What a producer imports; names are loaded when they are first used."""
+"""Turnout: AI inference as background jobs. What a producer imports; names are loaded on first use."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = [
 ]  # fmt: skip
 
 
-if not TYPE_CHECKING:  # which would take any name for one of these
+if not TYPE_CHECKING:  # a type checker would accept any name
 
     def __getattr__(name: str) -> Any:
-        """The cheapest home first: all but the errors bring pydantic along, and clients redis."""
+        """The cheapest module first: all but `errors` import pydantic, and `client` imports redis."""
         if name in __all__:
             for home in ("errors", "request", "result", "client"):
                 module = import_module(f"turnout.{home}")

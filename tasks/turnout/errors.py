@@ -1,13 +1,13 @@
-"""What can be raised at a caller of Turnout. Each says what went wrong, and what to do about it.
+"""The errors that Turnout raises. Each says what went wrong, and what to do about it.
 
 TurnoutError
 ├── IntakeRefused     the job was never accepted
-│   └── Conflict        its id belongs to a job of other content
-├── Unreadable        its content is sealed with a key that is not here, or was changed
+│   └── Conflict        its id belongs to a job with other content
+├── Unreadable        its content is sealed with a missing key, or was changed
 └── JobError          an accepted job that ended without an answer; carries its `result`
     ├── Failed          given up after its attempts
     ├── Expired         its deadline or its batch's cost ceiling came first
-    └── Cancelled       somebody cancelled it
+    └── Cancelled       it was cancelled
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FULL = "Redis is short of memory, so no new jobs are accepted; try again later"
 
 
 class IntakeRefused(TurnoutError):
-    """The job was not accepted: nothing was stored, nothing will run. `retryable`: later it may be."""
+    """The job was not accepted: nothing was stored, nothing will run. `retryable`: it may be accepted later."""
 
     def __init__(self, message: str, retryable: bool = False) -> None:
         super().__init__(message, retryable)
@@ -39,7 +39,7 @@ class IntakeRefused(TurnoutError):
 
 
 class Conflict(IntakeRefused):
-    """A job of this id exists with other content, so this is not a repetition of it."""
+    """A job with this id exists with other content, so this is not a repetition of it."""
 
     def __init__(self, job_id: str) -> None:
         Exception.__init__(self, job_id)
@@ -51,26 +51,27 @@ class Conflict(IntakeRefused):
 class Unreadable(TurnoutError):
     """Something in Redis is sealed, and can't be opened here. Nothing is lost: with the right key it can be read."""
 
-    def __init__(self, place: str, ref: str | None, known: Sequence[str]) -> None:
-        super().__init__(place, ref, tuple(known))
+    def __init__(self, name: str, ref: str | None, known_refs: Sequence[str]) -> None:
+        """name: of the content, see `Keyring.seal`."""
+        super().__init__(name, ref, tuple(known_refs))
         self.key = ref
-        """The missing key, `ID#HASH`; None: the key is here, but what it sealed was changed or moved."""
+        """The missing key, `ID#HASH`; None: the key is known, but what it sealed was changed or moved."""
 
     def __str__(self) -> str:
-        place, ref, known = self.args
+        name, ref, known_refs = self.args
         if ref is None:
-            return f"{place}: what is stored there was changed, or sealed for another place"
-        there = f"TURNOUT_PAYLOAD_KEYS has {', '.join(known)}" if known else "TURNOUT_PAYLOAD_KEYS is not set"
-        return f"{place}: sealed with the key {ref}, and {there}; add that key"
+            return f"{name}: what is stored there was changed, or sealed under another name"
+        keys = f"TURNOUT_PAYLOAD_KEYS has {', '.join(known_refs)}" if known_refs else "TURNOUT_PAYLOAD_KEYS is not set"
+        return f"{name}: sealed with the key {ref}, and {keys}; add that key"
 
 
 class JobError(TurnoutError):
     """A job that ended without an answer."""
 
     def __init__(self, result: JobResult | Mapping[str, Any]) -> None:
-        """`result` may be its JSON, which is what Celery's `AsyncResult.get()` has at hand when it raises this. It is
-        kept as JSON, too, so that this can end a Celery task of anybody's."""
-        from turnout.result import JobResult  # it knows these errors, so it can't be imported above
+        """`result` may be its JSON, which is what Celery's `AsyncResult.get()` has when it raises this. It is also kept
+        as JSON, so that this error can end any Celery task."""
+        from turnout.result import JobResult  # here, because it imports these errors
 
         self.result = JobResult.model_validate(result)
         super().__init__(self.result.model_dump(mode="json", exclude_defaults=True))
@@ -79,12 +80,12 @@ class JobError(TurnoutError):
         return f"job {self.result.id} {self.result.summary()}"
 
     def __repr__(self) -> str:
-        """What Celery logs and Flower shows: the story, not the answer."""
+        """Logged by Celery and shown by Flower: how it ended, not the answer."""
         return f"{type(self).__name__}({self.result.summary()!r})"
 
 
 class Failed(JobError):
-    """The job was given up. `attempts` tells every call that was made for it, and how each went."""
+    """The job was given up. `attempts` has every call that was made for it, and how each ended."""
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:

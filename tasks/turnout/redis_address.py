@@ -30,16 +30,16 @@ TLS = re.compile(
     "ssl_(ca_certs|ca_path|certfile|keyfile|password)=.+"
     "|ssl_cert_reqs=(required|optional|none)|ssl_check_hostname=(true|false)"
 )
-"""Options that redis-py and Celery both read, and alike."""
-LASTING: dict[str, Any] = {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}
-"""What keeps idle connections open, as redis-py does by itself from release 8 on."""
+"""Options that redis-py and Celery both understand, in the same way."""
+KEPT_ALIVE: dict[str, Any] = {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}
+"""Keeps idle connections open, as redis-py does by default from release 8 on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sentinels:
-    """`sentinel://[user:password@]host[:port],host[:port]…/service[/database]`: whom to ask for the primary.
+    """`sentinel://[user:password@]host[:port],host[:port]…/service[/database]`: where to ask for the primary.
 
-    User and password are Redis's. The sentinels' own, if they want any: `?username=…&password=…` at the end.
+    User and password are Redis's. The sentinels' own, if they need any: `?username=…&password=…` at the end.
     """
 
     nodes: tuple[tuple[str, int], ...]
@@ -50,41 +50,41 @@ class Sentinels:
 
     @property
     def sentinel_options(self) -> dict[str, Any]:
-        """How a blocking client connects to a sentinel. A silent one is not asked again, because there are others."""
+        """How a blocking client connects to a sentinel. A silent one isn't asked again, because there are others."""
         limits = {"socket_timeout": SENTINEL_LIMIT_S, "socket_connect_timeout": SENTINEL_LIMIT_S}
         return {**self.sentinel_login, **limits, "retry": redis.retry.Retry(NoBackoff(), 0)}
 
 
 def sentinels(url: str) -> Sentinels | None:
-    """What a `sentinel://` address says; None for another address. Raises ValueError."""
+    """The content of a `sentinel://` address; None for any other. Raises ValueError."""
     if not url.startswith("sentinel://"):
         return None
     _, login, hosts, rest = _split(url)
     parts = urlsplit(rest)
     user, _, password = (unquote(part) for part in login.partition(":"))
     service, _, database = parts.path.strip("/").partition("/")
-    asked = dict(parse_qsl(parts.query))
-    if not service or not (database or "0").isdecimal() or asked.keys() - {"username", "password"}:
+    options = dict(parse_qsl(parts.query))
+    if not service or not (database or "0").isdecimal() or options.keys() - {"username", "password"}:
         raise ValueError(
             "must be sentinel://[user:password@]host[:port],host[:port]/service[/database], with no option but the "
             "sentinels' own ?username=…&password=…; for TLS, use rediss:// and an address that follows the primary"
         )
-    given = {"username": user, "password": password}
+    redis_login = {"username": user, "password": password}
     return Sentinels(
         nodes=tuple(_node(host) for host in hosts.split(",")),
         service=service,
         database=int(database or 0),
-        login={name: value for name, value in given.items() if value},
-        sentinel_login=asked,
+        login={name: value for name, value in redis_login.items() if value},
+        sentinel_login=options,
     )
 
 
 def _split(url: str) -> tuple[str, str, str, str]:
-    """The scheme, the login, the hosts, and what follows. By hand: Python's parser takes no address of several hosts of
-    which one is in brackets."""
+    """The scheme, the login, the hosts, and what follows. By hand, because Python's parser refuses several hosts if one
+    is in brackets."""
     scheme, _, rest = url.partition("://")
-    where, slash, rest = rest.partition("/")
-    login, _, hosts = where.rpartition("@")
+    location, slash, rest = rest.partition("/")
+    login, _, hosts = location.rpartition("@")
     return scheme, login, hosts, slash + rest
 
 
@@ -93,27 +93,27 @@ def _node(host: str) -> tuple[str, int]:
         node = urlsplit(f"//{host}")
         if node.hostname:
             return node.hostname, node.port or SENTINEL_PORT
-    raise ValueError("names a sentinel that is no host[:port]")
+    raise ValueError("names a sentinel that is not host[:port]")
 
 
 def checked(url: str) -> str:
-    """The address as it is, if redis-py and Celery both take it. Raises ValueError, which doesn't quote it: part of a
-    password may be in what is wrong."""
+    """The address unchanged, if redis-py and Celery both accept it. Raises ValueError, which doesn't quote it, because
+    the wrong part may hold some of a password."""
     if sentinels(url) is not None:
         return url
     try:
         parts = urlsplit(url)
         usable = parts.port != 0 and DATABASE.fullmatch(parts.path) and not parts.fragment
-    except ValueError:  # of its port
+    except ValueError:  # an invalid port
         usable = False
     if not (usable and url.startswith(("redis://", "rediss://"))):
         raise ValueError(
-            "must be a redis://, rediss:// or sentinel:// address, with no more after its host than the number of a "
+            "must be a redis://, rediss:// or sentinel:// address, with nothing after its host but the number of a "
             "database: redis://user:password@host:6379/0 (in a password, / is written as %2F, and # as %23)"
         )
     if parts.query and not (parts.scheme == "rediss" and all(map(TLS.fullmatch, parts.query.split("&")))):
         raise ValueError(
-            "must have no options after its ? but those of TLS, with rediss://: ssl_ca_certs, ssl_ca_path, "
+            "must have only TLS options after its ?, with rediss://: ssl_ca_certs, ssl_ca_path, "
             "ssl_certfile, ssl_keyfile, ssl_password, ssl_cert_reqs (required, optional or none) and "
             "ssl_check_hostname (true or false)"
         )
@@ -121,17 +121,17 @@ def checked(url: str) -> str:
 
 
 def place(url: str) -> str:
-    """Which server and database it is, the same however a good address says so, and without its login."""
-    if (found := sentinels(url)) is not None:
-        nodes = ",".join(f"{host}:{port}" for host, port in sorted(found.nodes))
-        return f"{nodes}/{found.service}/{found.database}"
+    """Server and database, the same for all ways to write an address, and without its login."""
+    if (sentinel := sentinels(url)) is not None:
+        nodes = ",".join(f"{host}:{port}" for host, port in sorted(sentinel.nodes))
+        return f"{nodes}/{sentinel.service}/{sentinel.database}"
     parts = urlsplit(url)
     return f"{parts.hostname or 'localhost'}:{parts.port or 6379}/{int(parts.path.strip('/') or 0)}"
 
 
 def connect(url: str, **options: Any) -> redis.Redis:
-    """A client whose errors tell which Redis they are of. Raises ValueError for what is no address. `options` are those
-    of redis-py's connections."""
+    """A client whose errors name their Redis. Raises ValueError for an invalid address. `options` are those of
+    redis-py's connections."""
     client: redis.Redis = _client(redis, url, options)
     note_address(client.connection_pool, f"{url.partition(':')[0]}://{place(url)}")
     return client
@@ -144,21 +144,21 @@ def connect_async(url: str, **options: Any) -> redis.asyncio.Redis:
 
 
 def _client(library: Any, url: str, options: Mapping[str, Any]) -> Any:
-    """library: `redis` or `redis.asyncio`, which name all of this alike."""
-    options = {**LASTING, **options}
-    if (found := sentinels(url)) is None:
+    """library: `redis` or `redis.asyncio`, which use the same names here."""
+    options = {**KEPT_ALIVE, **options}
+    if (sentinel := sentinels(url)) is None:
         client = library.Redis.from_url(url, **options)
     else:
-        asking = found.sentinel_options | {"retry": library.retry.Retry(NoBackoff(), 0)}
-        login = {"db": found.database, **found.login}
-        manager = library.sentinel.Sentinel(found.nodes, sentinel_kwargs=asking, **login, **options)
-        client = manager.master_for(found.service)
+        sentinel_options = sentinel.sentinel_options | {"retry": library.retry.Retry(NoBackoff(), 0)}
+        login = {"db": sentinel.database, **sentinel.login}
+        manager = library.sentinel.Sentinel(sentinel.nodes, sentinel_kwargs=sentinel_options, **login, **options)
+        client = manager.master_for(sentinel.service)
     follow(client.connection_pool)
     return client
 
 
 def with_password(environ: Mapping[str, str]) -> Mapping[str, str]:
-    """The environment with the content of `REDIS_PASSWORD_FILE`, if that is set, put into its `REDIS_URL`."""
+    """The environment, with the content of `REDIS_PASSWORD_FILE`, if set, inserted into `REDIS_URL`."""
     path, url = environ.get("REDIS_PASSWORD_FILE"), environ.get("REDIS_URL", "")
     if not path:
         return environ
@@ -167,7 +167,7 @@ def with_password(environ: Mapping[str, str]) -> Mapping[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         raise TurnoutError(f"REDIS_PASSWORD_FILE {path} can't be read: {error.__class__.__name__}") from None
     scheme, login, hosts, rest = _split(url)
-    user, _, known = login.partition(":")
-    if known or not hosts.split(":")[0]:
-        raise TurnoutError("REDIS_PASSWORD_FILE wants a REDIS_URL without a password, e.g. redis://worker@redis:6379/0")
+    user, _, own_password = login.partition(":")
+    if own_password or not hosts.split(":")[0]:
+        raise TurnoutError("REDIS_PASSWORD_FILE needs a REDIS_URL without a password, e.g. redis://worker@redis:6379/0")
     return {**environ, "REDIS_URL": f"{scheme}://{user}:{quote(password, safe='')}@{hosts}{rest}"}

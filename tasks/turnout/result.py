@@ -38,7 +38,7 @@ class Problem(Tolerant):
     message: str
     """For people: what was wrong, where, and what to do."""
     retryable: bool = False
-    """The same job may succeed when it is run again later."""
+    """The same job may succeed if it is run again later."""
 
 
 class Attempt(Tolerant):
@@ -48,18 +48,18 @@ class Attempt(Tolerant):
     """`provider/model`, with `#account` where a provider has several keys."""
     provider: str
     model: str
-    """Our name of the model."""
+    """Our name for the model."""
     started_at: float
     """Unix time."""
     duration_s: float = Field(default=0.0, ge=0)
     failure: str | None = None
     """A `FailureKind`; None: it succeeded."""
     message: str | None = None
-    """The provider's own words on the failure."""
+    """The provider's own words about the failure."""
     cost_microusd: int = Field(default=0, ge=0)
-    """What the call is known to have cost."""
+    """The known cost of the call."""
     unsure_microusd: int = Field(default=0, ge=0)
-    """What it may have cost: it was interrupted, and nobody knows whether it was billed."""
+    """What it may have cost: it was interrupted, so it is unknown whether it was billed."""
 
     @property
     def succeeded(self) -> bool:
@@ -67,7 +67,7 @@ class Attempt(Tolerant):
 
 
 class JobResult(Tolerant):
-    """A settled job. Exactly the succeeded ones have a `response`, and exactly the others an `error`."""
+    """A settled job. It has a `response` if it succeeded, otherwise an `error`."""
 
     id: str
     status: JobStatus
@@ -79,9 +79,9 @@ class JobResult(Tolerant):
     failovers: int = Field(default=0, ge=0)
     """How often the job moved to another endpoint because one failed."""
     deferrals: int = Field(default=0, ge=0)
-    """How often it was parked because nothing had room; such waits are no attempts."""
+    """How often it was parked because nothing had room; such waits aren't attempts."""
     accepted_at: float | None = None
-    """Unix time, like the two below. A replay accepts a job anew."""
+    """Unix time, like the two below. A replay sets it again."""
     started_at: float | None = None
     """When its first attempt began."""
     settled_at: float | None = None
@@ -91,7 +91,7 @@ class JobResult(Tolerant):
 
     @classmethod
     def unanswered(cls, id: str, status: JobStatus, code: str, message: str) -> Self:
-        """A result with no answer and no attempts: no call was made for it, or none is known here."""
+        """A result without answer and attempts: no call was made for it, or none is known here."""
         return cls(id=id, status=status, error=Problem(code=code, message=message))
 
     @property
@@ -103,7 +103,7 @@ class JobResult(Tolerant):
         return self.status is JobStatus.SUCCEEDED
 
     def answer(self) -> InferenceResponse:
-        """The response; raises Failed, Expired or Cancelled where there is none."""
+        """The response; raises Failed, Expired or Cancelled if there is none."""
         if self.response is None or not self.succeeded:
             raise _ERRORS.get(self.status, Failed)(self)
         return self.response
@@ -138,7 +138,7 @@ class JobResult(Tolerant):
 def celery_record(result: JobResult, text: str) -> str:
     """What Celery would store for this job, so that any `AsyncResult(job_id)` reads it. `text`: `result` as JSON.
 
-    `.get()` gives the result as a dict, or raises the error of `turnout.errors` that it ended with.
+    `.get()` returns the result as a dict, or raises the error of `turnout.errors` with which it ended.
     """
     if result.succeeded:
         state, value = "SUCCESS", text
@@ -154,7 +154,7 @@ def celery_record(result: JobResult, text: str) -> str:
 
 
 def dollars(microusd: int) -> str:
-    """Money for people: two decimals from a cent up, else as many as show it: `$1.23`, `$0.0002`, `$0`."""
+    """Money for people: two decimals from a cent up, otherwise as many as needed: `$1.23`, `$0.0002`, `$0`."""
     if microusd == 0:
         return "$0"
     if abs(microusd) >= 10_000:

@@ -1,4 +1,4 @@
-"""Signatures of webhooks, by the Standard Webhooks specification: workers sign, receivers check."""
+"""Signatures of webhooks, by the Standard Webhooks specification: workers sign, receivers verify."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class BadSignature(TurnoutError):
 
 
 class Headers(Protocol):
-    """What frameworks give: a mapping, or Werkzeug's Headers, which are none."""
+    """A framework's headers: a mapping, or Werkzeug's Headers, which aren't one."""
 
     def items(self) -> Iterable[tuple[str, str]]: ...
 
 
 def signed(secret: str, message_id: str, at: int, body: bytes) -> dict[str, str]:
-    """The headers of a message. `secret`: base64, with `whsec_` before it; `at`: Unix time (s). Raises ValueError."""
+    """The headers of a message. `secret`: `whsec_` and base64; `at`: Unix time (s). Raises ValueError."""
     key = base64.b64decode(secret.strip().removeprefix("whsec_"), validate=True)
-    if not key:  # anybody could sign with it
+    if not key:  # anyone could sign with it
         raise ValueError("the secret is empty")
     signature = hmac.digest(key, f"{message_id}.{at}.".encode() + body, hashlib.sha256)
     return {
@@ -43,24 +43,24 @@ def signed(secret: str, message_id: str, at: int, body: bytes) -> dict[str, str]
 def verified(headers: Headers, body: bytes, secret: str | None, now: float | None = None) -> dict[str, Any]:
     """The message: `type` (`job.succeeded`, …), `timestamp`, and in `data` the job's result. Raises BadSignature.
 
-    headers: as the framework gives them. secret: None, of a variable that is not set, lets nobody in. A message may
-    come twice: its `webhook-id` is the same each time.
+    headers: as the framework has them. secret: None, for example from a variable that isn't set, refuses every message.
+    A message may come twice: its `webhook-id` is the same each time.
     """
-    # Whoever sends may send anything, and frameworks hand on what is no text in various ways.
-    named = {name.lower(): value.encode(errors="replace").decode() for name, value in headers.items()}
+    # A sender may send anything, and frameworks pass on invalid text in various ways.
+    fields = {name.lower(): value.encode(errors="replace").decode() for name, value in headers.items()}
     try:
-        message_id, at = named["webhook-id"], int(named["webhook-timestamp"])
-        given = named["webhook-signature"].split()
+        message_id, at = fields["webhook-id"], int(fields["webhook-timestamp"])
+        signatures = fields["webhook-signature"].split()
     except (KeyError, ValueError):
         raise BadSignature("webhook-id, webhook-timestamp or webhook-signature is missing") from None
     if abs(round(time.time() if now is None else now) - at) > TOLERANCE_S:
         raise BadSignature("the message is too old, or a clock is wrong")
     try:
-        wanted = signed(secret or "", message_id, at, body)["webhook-signature"].encode()
+        expected = signed(secret or "", message_id, at, body)["webhook-signature"].encode()
     except ValueError:
-        raise BadSignature("the secret to check it with is missing, or no base64 with whsec_ before it") from None
-    # As bytes: compare_digest takes no text but ASCII, and the sender may send anything.
-    if not any(hmac.compare_digest(one.encode(), wanted) for one in given):
+        raise BadSignature("the secret to verify it with is missing, or is not whsec_ and base64") from None
+    # As bytes: compare_digest takes only ASCII text, and the sender may send anything.
+    if not any(hmac.compare_digest(one.encode(), expected) for one in signatures):
         raise BadSignature("the signature is not one of this secret")
     message: dict[str, Any] = json.loads(body)
     return message

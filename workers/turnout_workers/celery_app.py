@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from celery import Celery
 
-from turnout.redis_address import LASTING, sentinels
+from turnout.redis_address import KEPT_ALIVE, sentinels
 from turnout_workers import transport
 
 CELERY_VARIABLES = (
@@ -33,7 +33,7 @@ def celery_app(url: str, **options: Any) -> Celery:
 def celery_settings(url: str) -> dict[str, Any]:
     """How a Celery app reaches the Redis at `url`, and with which transport."""
     options: dict[str, Any] = {
-        **LASTING,
+        **KEPT_ALIVE,
         "socket_connect_timeout": 5,
         "socket_timeout": SOCKET_TIMEOUT_S,
         "health_check_interval": 15,

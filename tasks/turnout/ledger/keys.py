@@ -1,8 +1,8 @@
 """Every key that Turnout keeps in Redis, in one place: its type, what it holds, and what it is sorted by.
 
-A namespace's own keys share one hash tag; the lane queues and the results stand outside of it, because Celery
-names them. Scripts touch both kinds together, so Redis Cluster, which wants one slot for a script's keys, is not
-supported: one server, or one with replicas, carries a namespace (docs/redis.md).
+A namespace's own keys share one hash tag; the lane queues and the results have none, because Celery names them. Scripts
+touch both kinds together, so Redis Cluster, which needs a script's keys in one slot, isn't supported: one server, with
+or without replicas, carries a namespace (docs/redis.md).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from turnout.request import Lane
 
 
 def checked_namespace(namespace: str) -> str:
-    """The namespace as it is, if clients and workers can have it. Raises ValueError."""
+    """The namespace unchanged, if it is valid. Raises ValueError."""
     if not re.fullmatch("[A-Za-z0-9_.-]{1,64}", namespace):
         raise ValueError("must be 1 to 64 of the characters A-Z, a-z, 0-9, _, . and -")
     return namespace
 
 
 class Keys:
-    """The keys of one namespace. Where there is one for each job, lane or batch, it is a function of that."""
+    """The keys of one namespace. If there is one for each job, lane or batch, it is a function of that."""
 
     def __init__(self, namespace: str = "turnout") -> None:
         own = f"{{{namespace}}}:"
@@ -32,28 +32,30 @@ class Keys:
         self.stream = f"{own}stream:".__add__  # stream: its answer's pieces, when it streams
         self.result = "celery-task-meta-".__add__  # string: Celery's record of its result, and a channel of that name
 
-        # Where jobs stand. See `lua/shared.lua` for places, turns and lines.
+        # Where jobs stand. See `lua/shared.lua` for positions, turns and wait groups.
         self.queue = "".__add__  # list, by lane: its messages, Celery's queue
-        self.pending = f"{own}pending:".__add__  # zset, by lane: queued jobs by the place (ms) of their message
+        self.pending = f"{own}pending:".__add__  # zset, by lane: queued jobs by the position (ms) of their message
         self.all_pending = tuple(map(self.pending, Lane))
         self.all_lanes = (*self.all_pending, *map(self.queue, Lane))
-        self.turns = own + "turns"  # zset: queued jobs that take turns with others of their tenant
-        self.turns_each = own + "turns_each"  # string: how many of them stand in a lane, a part of all workers' slots
-        self.awaiting_turn = own + "in_line"  # zset: queued jobs that wait for their turn
+        self.turns = own + "turns"  # zset: queued jobs of tenants that have their turn
+        self.turns_each = (
+            own + "turns_each"
+        )  # string: how many a tenant may have in a lane, a share of all workers' slots
+        self.awaiting_turn = own + "in_line"  # zset: queued jobs that await their turn
         self.job_leases = own + "leases"  # zset: jobs that a worker holds, by the end (ms) of its lease
-        self.parked = own + "parked"  # zset: parked jobs, in lines of those that wait for the same
-        self.delayed = own + "delayed"  # zset: those lines, by when (ms) the first of each looks for room again
-        self.deadlines = own + "deadlines"  # zset: live jobs that have a deadline, by it (ms)
+        self.parked = own + "parked"  # zset: parked jobs, in wait groups
+        self.delayed = own + "delayed"  # zset: wait groups, by when (ms) the head of each looks for room again
+        self.deadlines = own + "deadlines"  # zset: live jobs by their deadline (ms), if they have one
         self.failed = own + "failed"  # zset: dead letters, failed jobs by when (ms) their record goes
-        self.webhooks = own + "webhooks"  # zset: `WEBHOOK TIME ID` of settled jobs to be told, from TIME (ms) on
+        self.webhooks = own + "webhooks"  # zset: `WEBHOOK TIME ID` of deliveries, due from TIME (ms) on
         self.counts = own + "counts"  # hash: jobs accepted and settled, by outcome
-        self.retention = own + "retention"  # string: how long (ms) workers keep results, for all who end jobs
-        self.intake = own + "intake"  # string: there while no new job is accepted, for want of memory
+        self.retention = own + "retention"  # string: how long (ms) workers keep results, for others that end jobs
+        self.intake = own + "intake"  # string: exists while no new job is accepted, because memory is short
         self.inbox = f"{own}inbox:".__add__  # channel, by client and process: the jobs it watches, see `client/link.py`
 
         # By batch; `batch_lines` and `batch_input`, below, are lists.
         self.done = f"{own}done:".__add__  # list: its settled jobs, to be written out by `turnout run`
-        self.batch = f"{own}batch:".__add__  # hash: a detached one's record and counts; its results live as long
+        self.batch = f"{own}batch:".__add__  # hash: a detached one's record and counts; its results are kept as long
         self.batches = own + "batches"  # zset: detached ones, by creation (s)
 
         # The fleet: see `state/record.py` of the workers.
@@ -67,23 +69,23 @@ class Keys:
         self.money = own + "money"  # hash: `ACCOUNT|spent`, `|reserved`, `|unsure`, `|duplicate` in micro-dollars
         self.ceilings = own + "ceilings"  # hash: what a batch may spend, by `batch:BATCH`, in micro-dollars
         self.workers = own + "workers"  # zset: `NAME VERSION SLOTS` (VERSION: of what it follows), by sign of life (ms)
-        self.mutex = f"{own}mutex:".__add__  # string, by work: there while somebody does it for all
+        self.mutex = f"{own}mutex:".__add__  # string, by work: exists while one worker does it for all
 
     def batch_lines(self, batch: str) -> str:
-        """Which job each of its lines is, or why it is none (JSON)."""
+        """Each line's job, or why it has none (JSON)."""
         return self.batch(f"{batch}:lines")
 
     def batch_input(self, batch: str) -> str:
-        """Requests that are still to be fed, in compressed chunks."""
+        """Requests still to be fed, in compressed chunks."""
         return self.batch(f"{batch}:input")
 
     def named(self, names: Iterable[str], job: str, batch: str) -> list[str]:
-        """The keys that a script names by their attributes here; those of a job or a batch are of the given one."""
-        found: list[str] = []
+        """The keys that a script names by their attributes here, for this job and batch."""
+        keys: list[str] = []
         for name in names:
             key = getattr(self, name)
             if callable(key):
-                found.append(key(batch if name in ("done", "batch", "batch_input") else job))
+                keys.append(key(batch if name in ("done", "batch", "batch_input") else job))
             else:
-                found += [key] if isinstance(key, str) else key
-        return found
+                keys += [key] if isinstance(key, str) else key
+        return keys

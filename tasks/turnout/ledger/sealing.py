@@ -1,11 +1,11 @@
-"""Encryption of content in Redis: what was asked and what was answered, sealed with AES-256-GCM.
+"""Encryption of content in Redis: requests and answers, sealed with AES-256-GCM.
 
-The environment names the keys, of producers and workers alike: `TURNOUT_PAYLOAD_KEYS` holds `ID:BASE64` entries of
-32 random bytes each, with spaces between, `TURNOUT_PAYLOAD_KEYS_FILE` the path of a file of such lines. The first key
-seals, all of them open; so a new one is first added last everywhere, then put first, and the old one removed when all
-that it sealed has expired. Without keys, nothing is sealed. Needs the extra `turnout[encryption]`.
+Producers and workers have the keys in their environment: `TURNOUT_PAYLOAD_KEYS` holds `ID:BASE64` entries of 32 random
+bytes each, separated by spaces, `TURNOUT_PAYLOAD_KEYS_FILE` the path of a file of such lines. The first key seals, all
+of them open. So a new one is first appended everywhere, then moved to the front, and the old one removed when
+everything that it sealed has expired. Without keys, nothing is sealed. Needs the extra `turnout[encryption]`.
 
-What is sealed belongs to its place, a job and a part of it: elsewhere, or changed, it can't be opened.
+Content is sealed under a name, of a job and a part of it: under another name, or changed, it can't be opened.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _ENTRY = re.compile(r"([A-Za-z0-9_.-]{1,32}):([A-Za-z0-9+/]+={0,2})")
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key. It never shows itself."""
+    """One key. Its repr doesn't show the secret."""
 
     ref: str
-    """Its id, and a hash of it, so that another key of the same id is not taken for it."""
+    """Its id and a hash, so that another key with the same id isn't taken for it."""
     secret: bytes = field(repr=False)
 
 
@@ -43,12 +43,12 @@ class Keyring:
     def __init__(self, keys: tuple[Key, ...] = ()) -> None:
         self._keys = {key.ref: key for key in keys}
         self.ref = keys[0].ref if keys else None
-        """The name of the key that seals; None without keys."""
+        """The key that seals; None without keys."""
         self._cipher: Any = _cipher() if keys else None
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Keyring:
-        """The keys that the environment names. Raises TurnoutError for what is no key."""
+        """The keys in the environment. Raises TurnoutError for an invalid key."""
         name, entries = "TURNOUT_PAYLOAD_KEYS", environ.get("TURNOUT_PAYLOAD_KEYS", "")
         if path := environ.get("TURNOUT_PAYLOAD_KEYS_FILE"):
             name = f"TURNOUT_PAYLOAD_KEYS_FILE {path}"
@@ -65,37 +65,35 @@ class Keyring:
 
     @property
     def refs(self) -> tuple[str, ...]:
-        """The names under which Redis refers to the keys."""
+        """By which Redis refers to the keys."""
         return tuple(self._keys)
 
-    def seal(self, place: str, content: bytes) -> bytes:
-        """The content, sealed to be stored at this place; unchanged if there is no key."""
+    def seal(self, name: str, content: bytes) -> bytes:
+        """The content, sealed under this name; unchanged without keys."""
         if self.ref is None:
             return content
         nonce = os.urandom(NONCE_BYTES)
-        sealed: bytes = self._cipher(_derived(self._keys[self.ref], place)).encrypt(nonce, content, None)
+        sealed: bytes = self._cipher(_derived(self._keys[self.ref], name)).encrypt(nonce, content, None)
         return b"%b%b:%b%b" % (MARK, self.ref.encode(), nonce, sealed)
 
-    def open(self, place: str, stored: bytes) -> bytes:
-        """What was sealed for this place, or stored there before there were keys. Raises Unreadable."""
+    def open(self, name: str, stored: bytes) -> bytes:
+        """Content that was sealed under this name, or stored before there were keys. Raises Unreadable."""
         if not stored.startswith(MARK):
             return stored
         ref, _, sealed = stored[len(MARK) :].partition(b":")
         key = self._keys.get(ref.decode("ascii", "replace"))
         if key is None:
-            raise Unreadable(place, ref.decode("ascii", "replace"), self.refs)
+            raise Unreadable(name, ref.decode("ascii", "replace"), self.refs)
         try:
-            content: bytes = self._cipher(_derived(key, place)).decrypt(
-                sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], None
-            )
-        except Exception as error:  # cryptography's InvalidTag, or too short for any
-            raise Unreadable(place, None, ()) from error
+            content: bytes = self._cipher(_derived(key, name)).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], None)
+        except Exception as error:  # cryptography's InvalidTag, or too short for a tag
+            raise Unreadable(name, None, ()) from error
         return content
 
 
-def _derived(key: Key, place: str) -> bytes:
-    """A key for this place alone, so that few random nonces are used with it, and nothing sealed can be moved."""
-    return hmac.digest(key.secret, b"turnout " + place.encode(), hashlib.sha256)
+def _derived(key: Key, name: str) -> bytes:
+    """A key for this name alone, so that few random nonces are used with it, and sealed content can't be moved."""
+    return hmac.digest(key.secret, b"turnout " + name.encode(), hashlib.sha256)
 
 
 def _key(entry: str, where: str) -> Key:
@@ -116,6 +114,6 @@ def _cipher() -> Any:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     except ModuleNotFoundError:
         raise TurnoutError(
-            "TURNOUT_PAYLOAD_KEYS is set, and the package that seals isn't installed: pip install 'turnout[encryption]'"
+            "TURNOUT_PAYLOAD_KEYS is set, but the package that seals isn't installed: pip install 'turnout[encryption]'"
         ) from None
     return AESGCM

@@ -59,7 +59,7 @@ def test_what_is_sealed_opens_in_its_place_alone_and_unchanged() -> None:
         ("request of job a", sealed[:-1] + bytes([sealed[-1] ^ 1])),
         ("request of job a", sealed[:25]),
     ]:
-        with pytest.raises(Unreadable, match="was changed, or sealed for another place"):
+        with pytest.raises(Unreadable, match="was changed, or sealed under another name"):
             ring(OLD).open(place, stored)
 
 
