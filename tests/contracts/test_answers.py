@@ -20,6 +20,7 @@ from turnout_workers.providers.prices import list_price, period
 from turnout_workers.providers.wire import Answer, RequestDraft, failure_of
 from turnout_workers.routing.failure import Billed, FailureKind
 from turnout_workers.routing.fleet import Endpoint, Price
+from turnout_workers.routing.images import rule_of
 
 K = FailureKind
 OPERATORS = Price(2.0, 10.0, cache_read=0.5, cache_write=3.0, cache_write_hour=4.0)
@@ -33,9 +34,10 @@ async def answered(
     headers: str = "x-test: 1",
     model: str = "m",
     stop: tuple[str, ...] = (),
+    request: InferenceRequest | None = None,
 ) -> InferenceResponse:
     """The answer to a call; a list as the body is sent as a stream of events."""
-    kind, endpoint = DIALECTS[dialect].kind, Endpoint("p", "m", model, price=price)
+    kind, endpoint = DIALECTS[dialect].kind, Endpoint("p", "m", model, price=price, image_rule=rule_of(model))
     stream = isinstance(body, list)
     raw = b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in body) if stream else body
     raw = raw if isinstance(raw, bytes) else json.dumps(raw).encode()
@@ -46,8 +48,8 @@ async def answered(
         async with serving(always(said(raw, headers=f"content-type: {media}\r\n{headers}"))) as url:
             connector = build(ProviderConfig("p", kind, url, (endpoint,), dialect), http)
             embeds = isinstance(body, dict) and ("data" in body or "embeddings" in body)
-            request = InferenceRequest(input="x") if embeds else InferenceRequest(prompt="x" * 100, stop=stop)
-            response = (await connector.call(endpoint, request, on_token=heard if stream else None)).response
+            usual = InferenceRequest(input="x") if embeds else InferenceRequest(prompt="x" * 100, stop=stop)
+            response = (await connector.call(endpoint, request or usual, on_token=heard if stream else None)).response
     finally:
         await http.aclose()
     assert not stream or "".join(heard) == response.text
@@ -176,6 +178,14 @@ async def test_usage_that_makes_no_sense_is_estimated_instead(usage: Any) -> Non
     response = await answered("openai", chat(usage))
     assert (response.usage.source, response.usage.input_tokens) == ("estimated", 158)
     assert response.warnings == ("the provider reported no usage; it is estimated",)
+
+
+async def test_an_estimate_counts_images_as_the_model_does() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGODlhAAQABA=="}}  # 1,024 × 1,024
+    given = ({"messages": [{"role": "user", "content": [image] * count}]} for count in (1, 2))
+    asked = [InferenceRequest.model_validate(one) for one in given]
+    one, two = [(await answered("openai", chat(), model="gpt-4o", request=request)).usage for request in asked]
+    assert (two.source, two.input_tokens - one.input_tokens) == ("estimated", 85 + 4 * 170)
 
 
 async def test_only_the_answers_tokens_are_estimated_where_the_prompts_were_reported() -> None:
