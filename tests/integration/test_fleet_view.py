@@ -6,6 +6,7 @@ import pytest
 import redis
 
 from turnout.ledger import Keys, Ledger, run
+from turnout_workers.commands.status import _notes
 from turnout_workers.monitoring.overview import endpoints
 from turnout_workers.routing.fleet import Endpoint, Fleet, Health, Load, Observed
 from turnout_workers.state import fleet_view
@@ -59,3 +60,9 @@ def test_an_endpoints_health_is_told_in_the_same_words_wherever_people_look(heal
 def test_an_endpoint_of_whose_limit_nothing_remains_as_its_provider_says_has_no_room(load: Load, free: float) -> None:
     [row] = endpoints(Fleet([ONE]).snapshot(NOW, {ONE.id: Observed(load=load)}))
     assert row["free"] == free
+
+
+def test_status_names_the_limit_that_is_full_and_until_when() -> None:
+    load = Load(ready_at=NOW + 9, full="input_tokens_per_minute")
+    rows = endpoints(Fleet([ONE]).snapshot(NOW, {ONE.id: Observed(load=load)}))
+    assert f"{ONE.id}: input_tokens_per_minute has room again in 9 s" in list(_notes(rows))

@@ -59,7 +59,7 @@ class Keys:
         self.batches = own + "batches"  # zset: detached ones, by creation (s)
 
         # The fleet: see `state/record.py` of the workers.
-        self.endpoints = own + "endpoints:36"  # hash: health, metrics and load of each, packed as so many numbers
+        self.endpoints = own + "endpoints:37"  # hash: health, metrics and load of each, packed as so many numbers
         self.latencies = own + "endpoints:latencies"  # hash, by endpoint and bucket: how many answers took so long
         self.usage = f"{own}usage:".__add__  # hash, by endpoint or account: use of its limits, and by second, packed
         self.call_starts = f"{own}calls:".__add__  # zset, by endpoint or account: leases of its calls, by start (ms)

@@ -1009,10 +1009,19 @@ async def test_ready_at_tells_when_a_full_endpoint_has_room(fleet: AnyFleet) -> 
     assert (await fleet.store.state())[1][A].load.ready_at == 0, "full for that lane only"
     assert await burst(fleet, bid(requests_per_minute=2)) == 1
     load = (await fleet.store.state())[1][A].load
-    assert (load.ready_at, load.free) == (START + 61, 0)
-    fleet.advance(61)
+    assert (load.ready_at, load.full) == (START + 61, "requests_per_minute")
+    fleet.advance(60)
+    assert (await fleet.store.state())[1][A].load.free == 0, "whatever time has passed"
+    fleet.advance(1)
     load = (await fleet.store.state())[1][A].load
-    assert (load.ready_at, load.free) == (0, 1)
+    assert (load.ready_at, load.full, load.free) == (0, "", 1)
+
+
+async def test_of_several_full_limits_the_one_that_stays_so_longest_is_named(fleet: AnyFleet) -> None:
+    one = sharing(A, Limits(requests_per_minute=1), requests_per_day=1)
+    await granted(fleet, one)
+    await refused(fleet, one)
+    assert (await fleet.store.state())[1][A].load.full == "requests_per_day"
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,9 @@ def _drawn(view: dict[str, Any], pace: str) -> list[Table | Text]:
 def _notes(endpoints: list[dict[str, Any]]) -> Iterator[str]:
     """Problems of endpoints, and endpoints of unknown price or with made-up answers."""
     yield from (f"{row['endpoint']}: {row['reason']}" for row in endpoints if row["health"] != WELL)
+    for row in endpoints:
+        if row["full"]:
+            yield f"{row['endpoint']}: {row['full']} has room again in {row['full_s']:.0f} s"
     if unpriced := [f"{row['endpoint']} ({counted(row['calls'], 'call')})" for row in endpoints if not row["priced"]]:
         yield f"price unknown, not in any sum: {', '.join(unpriced)}"
     if made_up := [row["endpoint"] for row in endpoints if row["simulated"]]:

@@ -95,6 +95,8 @@ def _row(view: EndpointView, now: float, all_calls: int) -> dict[str, Any]:
         "in_flight": load.in_flight,
         "slots": view.endpoint.limits.concurrency,
         "free": 0.0 if load.ready_at > now and not load.fits else round(load.free, 3),
+        "full": load.full if load.ready_at > now else "",
+        "full_s": round(max(0.0, load.ready_at - now), 1),
         "calls": metrics.calls,
         "share": round(metrics.calls / all_calls, 3),
         "failures": metrics.failures,

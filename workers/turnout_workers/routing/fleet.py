@@ -224,6 +224,8 @@ class Load(NamedTuple):
     """When the scarcest limit will have room for another call like the last one that asked; 0: now."""
     fits: int = 0
     """Calls of at most this many tokens find room earlier."""
+    full: str = ""
+    """The limit without room until `ready_at`, a field of `Limits`."""
 
 
 class Observed(NamedTuple):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from turnout_workers.routing import latency
 from turnout_workers.routing.fleet import UNLIMITED, Circuit, Health, Observed, account_id
 from turnout_workers.routing.health import RAMP_EXCESS, Counters, circuit, ejections_in_a_row, ramp_slots
-from turnout_workers.state.record import FRESH, RESTORED, EndpointRecord, sampled
+from turnout_workers.state.record import FRESH, LIMITS, RESTORED, EndpointRecord, sampled
 from turnout_workers.state.store import (
     KEEP_IF_WITHIN_S,
     PUBLISHED_S,
@@ -125,6 +125,7 @@ class MemoryFleetStore:
             yield from full
         endpoint.free, endpoint.free_at, endpoint.ready_at = room.free, now, room.ready_at
         endpoint.fits = max(0, math.floor(room.fits)) if room.ready_at else 0
+        endpoint.full = LIMITS.index(room.full) + 1 if room.full else 0
 
     def _counted_by(self, bid: Bid) -> tuple[Usage, ...]:
         """Where a call to this bid's endpoint is counted: the endpoint, and its account if that has limits."""

@@ -15,6 +15,7 @@ from struct import Struct
 from turnout_workers.routing.fleet import Health, Load, Observed, ProviderMetrics
 from turnout_workers.routing.health import ERROR_MEMORY_S
 from turnout_workers.routing.latency import MIN_SIGMA
+from turnout_workers.state.windows import KINDS
 
 
 @dataclass(slots=True)
@@ -65,6 +66,8 @@ class EndpointRecord:
     ready_at: float = 0
     fits: float = 0
     """Tokens for which there is room before `ready_at`."""
+    full: float = 0
+    """The limit without room until `ready_at`: its place in `LIMITS`, from 1; 0: none."""
     slots: float = -1
 
     def decay(self, now: int) -> float:
@@ -103,7 +106,9 @@ class EndpointRecord:
             failures=int(self.failures),
             spent_microusd=int(self.spent),
         )
-        free = min(1.0, self.free + max(0, now - self.free_at) / 60_000)  # since then the window has been emptying
+        free = self.free
+        if self.ready_at <= now:  # since then the window has been emptying
+            free = min(1.0, free + max(0, now - self.free_at) / 60_000)
         if self.slots > 0:
             free = min(free, max(0.0, 1 - self.in_flight / self.slots))
         load = Load(
@@ -112,6 +117,7 @@ class EndpointRecord:
             free=free,
             ready_at=self.ready_at / 1000 if self.ready_at > now else 0.0,
             fits=int(self.fits),
+            full=LIMITS[int(self.full) - 1] if self.full and self.ready_at > now else "",
         )
         return Observed(self.health(now, texts), metrics, load)
 
@@ -120,6 +126,8 @@ def sampled(value: float) -> float | None:
     return value if value >= 0 else None
 
 
+LIMITS = tuple(KINDS)
+"""Names of the limits on what calls take."""
 TEXTS = ("ejected", "cooldown", "disabled", "isolated")
 """Fields of the hash that say why the endpoint is, or last was, in this state."""
 FRESH = EndpointRecord()
@@ -127,7 +135,7 @@ NAMES = tuple(field.name for field in fields(EndpointRecord))
 RESTORED = (
     *("open_until", "ejections", "recovered_at", "cooldown_until", "share", "carried", "disabled", "isolated"),
     *("probe", "probe_until", "consecutive", "run_from", "run_to", "proven", "weight", "bad_weight"),
-    *("free", "free_at", "ready_at", "fits"),
+    *("free", "free_at", "ready_at", "fits", "full"),
 )
 """Fields that are reset when an operator or a health check restores the endpoint, as is what its headers said."""
 _LAYOUT = Struct("<" + "d" * len(NAMES))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from turnout_workers.routing.fleet import Limits
 from turnout_workers.state.store import ANNOUNCED_LIMIT_S, ASK_AGAIN_S, KEEP_FOR_S, ObservedLimit, ms
-from turnout_workers.state.windows import DAY, KINDS, MAX_RESET_S, MINUTE, NOTHING, Kind, Use, Window
+from turnout_workers.state.windows import DAY, KINDS, MAX_RESET_S, MINUTE, NOTHING, Use, Window
 
 ASK_AGAIN_MS = ms(ASK_AGAIN_S)
 
@@ -30,13 +30,16 @@ class Room(NamedTuple):
     """When (ms) there is room for a call of this size. 0: now."""
     fits: float = math.inf
     """Tokens for which there is room before `ready_at`."""
+    full: str = ""
+    """The limit that has no room before `ready_at`."""
 
     def with_less(self, other: Room) -> Room:
-        return Room(min(self.free, other.free), max(self.ready_at, other.ready_at), min(self.fits, other.fits))
+        later = other if other.ready_at > self.ready_at else self
+        return Room(min(self.free, other.free), later.ready_at, min(self.fits, other.fits), later.full)
 
-    def until(self, at: int, kind: Kind, left: float) -> Room:
-        """With a limit that is full for this call until `at`, and has `left` for smaller ones."""
-        return self.with_less(Room(1.0, at, 0 if kind.counters == ("requests",) else left))
+    def until(self, at: int, name: str, left: float) -> Room:
+        """With the limit of this name, which is full for this call until `at` and has `left` for smaller ones."""
+        return self.with_less(Room(1.0, at, 0 if KINDS[name].counters == ("requests",) else left, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +145,7 @@ class Usage:
             charged = kind.of(self._charged)
             if cap and (left := cap.left(charged, now)) < amount:
                 found.append(Obstacle(at := cap.room_at(charged + amount), name))
-                room = room.until(at, kind, left)
+                room = room.until(at, name, left)
             if (limit := in_force.get(name)) is None:
                 continue
             window = self._windows[kind.window]
@@ -159,7 +162,7 @@ class Usage:
             if at != 0:
                 found.append(Obstacle(at, name))
                 if (at := window.room_at(kind, _fits(amount, limit))) != 0:  # what the first one gets
-                    room = room.until(at, kind, limit - used)
+                    room = room.until(at, name, limit - used)
         return room, found
 
     def keep_room(self, position: float, need: Use, now: int) -> None:

@@ -167,12 +167,13 @@ local function capacity(load, limits, slots, pace, bid, block)
   if slots and load.in_flight >= math.min(slots, math.max(1, math.floor(slots * headroom))) then
     block(NOW + ms(ASK_AGAIN_S), 'concurrency')
   end
-  local free, ready_at, fits, usage, use = 1, 0, math.huge, load.usage, need_of(bid)
+  local free, ready_at, fits, full, usage, use = 1, 0, math.huge, 0, load.usage, need_of(bid)
   local ahead = kept_of(usage)
-  local function full_until(time, kind, left)
-    ready_at, fits = math.max(ready_at, time), math.min(fits, kind[3] == 1 and 0 or left)
+  local function full_until(time, i, left)
+    if time > ready_at then ready_at, full = time, i end
+    fits = math.min(fits, KINDS[i][3] == 1 and 0 or left)
   end
-  for _, kind in ipairs(KINDS) do
+  for i, kind in ipairs(KINDS) do
     local name, amount = kind[1], total(use, kind)
     local limit, header = allowed[name], usage.headers[name]
     if amount > 0 then
@@ -181,7 +182,7 @@ local function capacity(load, limits, slots, pace, bid, block)
       if left < amount then
         local at = cap_room_at(header, charged + amount)
         block(at, name)
-        full_until(at, kind, left)
+        full_until(at, i, left)
       end
       if limit then
         local window = usage[kind[2]]
@@ -199,12 +200,12 @@ local function capacity(load, limits, slots, pace, bid, block)
         if at ~= 0 then
           block(at, name)
           at = room_at(load.key, kind, window, amount, limit, 0) -- what the first one gets
-          if at ~= 0 then full_until(at, kind, limit - total(window.sum, kind)) end
+          if at ~= 0 then full_until(at, i, limit - total(window.sum, kind)) end
         end
       end
     end
   end
-  return free, ready_at, fits
+  return free, ready_at, fits, full
 end
 
 -- All ceilings for a call to this bid's endpoint.
@@ -297,15 +298,17 @@ for _, bid in ipairs(ask.bids) do
   local slots = bid.limits.concurrency
   if ramping then slots = math.min(ramp_slots(record), slots or math.huge) end
   local pace = pace_of(record, ramping)
-  local free, ready_at, fits = capacity(load, bid.limits, slots, pace, bid, block)
+  local free, ready_at, fits, full = capacity(load, bid.limits, slots, pace, bid, block)
   if bid.shared_limits then
     local shared = bid.shared_limits
-    local also_free, also_at, also_fits = capacity(loads[2], shared, shared.concurrency, pace, bid, block)
-    free, ready_at, fits = math.min(free, also_free), math.max(ready_at, also_at), math.min(fits, also_fits)
+    local also_free, also_at, also_fits, also_full = capacity(loads[2], shared, shared.concurrency, pace, bid, block)
+    free, fits = math.min(free, also_free), math.min(fits, also_fits)
+    if also_at > ready_at then ready_at, full = also_at, also_full end
   end
   money(bid, block)
 
   record[FREE], record[FREE_AT], record[READY_AT], record[SLOTS] = free, NOW, ready_at, bid.limits.concurrency or -1
+  record[FULL] = full
   record[FITS] = ready_at > 0 and math.max(0, math.floor(fits)) or 0
   record[IN_FLIGHT] = load.in_flight
   if not till then
