@@ -123,7 +123,7 @@ def test_a_release_leaves_the_jobs_of_another_contract_to_its_workers(stand: Sta
     old = stand.start_worker()
     beside.run(SUBMIT)
     stand.submit(ids)
-    stand.until(lambda: stand.settled() == len(ids) and "of a version unknown here" in old.said, 60)
+    stand.until(lambda: stand.settled() == len(ids) and "a record version that this release" in old.said, 60)
     assert stand.outcomes(ids) == {"succeeded": len(ids)}
     worker = beside.start_worker()
     try:
