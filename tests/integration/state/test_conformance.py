@@ -456,6 +456,14 @@ async def test_after_a_cooldown_a_limit_is_taken_by_the_second_whoever_has_told_
     assert await burst(fleet, one, most=700) == 600, "and at last the provider is believed again"
 
 
+async def test_a_pace_begins_anew_after_a_cooldown_whatever_was_called_before(fleet: AnyFleet) -> None:
+    one = bid(requests_per_minute=600)
+    assert await burst(fleet, one) == 100
+    await fleet.store.mark("cooldown", [A], "429", 1)
+    fleet.advance(2)
+    assert await burst(fleet, one) == 7
+
+
 async def test_a_pace_is_kept_to_the_fraction_and_leaves_the_minutes_limit_in_force(fleet: AnyFleet) -> None:
     one = bid(requests_per_minute=90)
     await fleet.store.mark("cooldown", [A], "429", 0.001)
