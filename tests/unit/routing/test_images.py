@@ -12,7 +12,7 @@ from tests.unit.routing.fleets import chosen, decide, endpoint, reasons, view
 from turnout.request import InferenceRequest
 from turnout_workers.routing.eligibility import upper_cost_microusd
 from turnout_workers.routing.fleet import Load, Price
-from turnout_workers.routing.images import UNKNOWN, Image, Tokens, image_tokens, images_of, rule_of, size_px
+from turnout_workers.routing.images import RULES, UNKNOWN, Image, Tokens, image_tokens, images_of, rule_of, size_px
 from turnout_workers.routing.profile import JobProfile
 
 PHOTO = (4032, 3024)
@@ -53,6 +53,9 @@ FLAWED = {
     "jpeg that ends before its frame": jpeg(*PHOTO, PREVIEW)[:5000],
     "jpeg whose segments have no length": b"\xff\xd8" + b"\xff\xe0\0\0" * 1000,
     "webp of another kind": webp(b"VP9 ", b"\0" * 20),
+    "png without height": png(5, 0),
+    "png without width": png(0, 5),
+    "jpeg that tells its height after its pixels": jpeg(5, 0),
 }
 
 
@@ -145,6 +148,15 @@ def asked(*images: bytes, detail: str | None = None, **fields: Any) -> JobProfil
     content = [{"type": "text", "text": "What?"}, *parts]
     given = {"messages": [{"role": "user", "content": content}], "max_output_tokens": 100, **fields}
     return JobProfile.of(InferenceRequest.model_validate(given))
+
+
+@pytest.mark.parametrize(("width", "height"), [(5, 0), (0, 5), (1, 65_535), (2**31 - 1, 1)])
+def test_every_rule_counts_an_image_of_any_shape(width: int, height: int) -> None:
+    """A height of 0 once ended a whole run, and looked like a job that kills its workers."""
+    images = asked(png(width, height)).images
+    for rule in (UNKNOWN, *(rule for _, rule in RULES)):
+        tokens = image_tokens(rule, images)
+        assert 0 < tokens.expected <= tokens.upper
 
 
 SEES = {"capabilities": frozenset({"vision"})}

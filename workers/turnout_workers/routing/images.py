@@ -196,11 +196,13 @@ def images_of(request: InferenceRequest) -> tuple[Image, ...]:
 
 
 def size_px(data: str) -> tuple[int, int]:
-    """Width and height of a PNG, JPEG, GIF or WebP in base64; zeros if they can't be read."""
+    """Width and height of a PNG, JPEG, GIF or WebP in base64; zeros if they can't be read, or one of them is zero, as
+    the height of a JPEG may be whose scanner didn't know it yet."""
     try:
-        return _size_px(data)
+        width, height = _size_px(data)
     except ValueError:
         return 0, 0
+    return (width, height) if width and height else (0, 0)
 
 
 def _size_px(data: str) -> tuple[int, int]:
