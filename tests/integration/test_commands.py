@@ -318,6 +318,18 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+def test_the_doctor_names_priced_models_whose_longest_answer_is_unknown(
+    here: local.Local, bare: pytest.MonkeyPatch, port: int
+) -> None:
+    bare.setenv("REDIS_URL", here.redis_url)
+    price = "{ input_usd_per_mtok = 1.0, output_usd_per_mtok = 2.0%s }"
+    models = f"a = {price % ''}\nb = {price % ', max_output_tokens = 9'}\nc = {price % ', context_tokens = 9'}"
+    Path("turnout.toml").write_text(
+        f"[providers.x]\nbase_url = 'http://127.0.0.1:{port}'\n[providers.x.models]\n{models}"
+    )
+    assert "DO   the longest answer of x/a is unknown" in CliRunner().invoke(main, ["doctor"]).output
+
+
 def test_commands_about_jobs_alone_need_no_provider_to_be_configured(
     here: local.Local, bare: pytest.MonkeyPatch
 ) -> None:

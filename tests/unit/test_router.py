@@ -27,7 +27,6 @@ from turnout_workers.routing import Endpoint, IntelligentRouter, NoEligibleEndpo
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 from turnout_workers.routing.fleet import Circuit, Health, Limits, Observed, Price
 from turnout_workers.routing.health import Counters, circuit
-from turnout_workers.routing.profile import DEFAULT_MAX_OUTPUT_TOKENS
 from turnout_workers.state.memory_store import MemoryFleetStore
 from turnout_workers.state.store import ObservedLimit, Report
 
@@ -647,11 +646,12 @@ async def test_a_request_without_fallback_that_runs_into_its_deadline_says_so() 
         await router.complete(request(allow_fallback=False, deadline_s=0.5))
 
 
-async def test_the_longest_answer_that_was_reserved_is_the_longest_that_is_asked_for() -> None:
+async def test_no_limit_is_sent_that_the_request_does_not_set() -> None:
+    """A model that thinks would give half an answer, and a small one's context has no room for our default."""
     only, router = Provider("only"), IntelligentRouter()
     router.register_provider(only)
     await router.complete(request(max_output_tokens=None, max_cost_usd=1.0))
-    assert [one.max_output_tokens for one in only.asked] == [DEFAULT_MAX_OUTPUT_TOKENS]
+    assert [one.max_output_tokens for one in only.asked] == [None]
 
 
 async def test_who_has_spent_all_it_may_is_told_on_what(routers: Any) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from tests.unit.routing.fleets import chosen, decide, endpoint, job, reasons, request
 
-from turnout.request import Capability, InferenceRequest, Quality
+from turnout.request import Capability, Quality
 from turnout_workers.routing import NoEligibleEndpoint
 from turnout_workers.routing.decision import Action
-from turnout_workers.routing.eligibility import match, refusal, upper_cost_microusd, within_reserve
+from turnout_workers.routing.eligibility import match, refusal, upper_cost_microusd
 from turnout_workers.routing.fleet import Fleet, Limits, Price
 from turnout_workers.routing.profile import DEFAULT_MAX_OUTPUT_TOKENS, JobProfile
 
@@ -126,25 +126,6 @@ def test_an_answer_without_limit_is_priced_at_the_longest_one() -> None:
     assert upper_cost_microusd(wanted, endpoint()) == 115 + 2 * DEFAULT_MAX_OUTPUT_TOKENS
     assert upper_cost_microusd(wanted, endpoint(context_tokens=100_000)) == 115 + 2 * 100_000
     assert upper_cost_microusd(wanted, endpoint(context_tokens=100_000, max_output_tokens=1000)) == 115 + 2 * 1000
-
-
-@pytest.mark.parametrize(
-    ("asked", "changes", "sent"),
-    [
-        (None, {}, DEFAULT_MAX_OUTPUT_TOKENS),
-        (100, {}, 100),
-        (None, {"context_tokens": 8192}, None),
-        (None, {"max_output_tokens": 8192}, None),
-        (None, {"price": None}, None),
-        (None, {"price": Price(0.0, 0.0)}, None),
-    ],
-)
-def test_an_answer_that_nothing_else_limits_is_no_longer_than_it_was_priced(
-    asked: int | None, changes: dict[str, Any], sent: int | None
-) -> None:
-    assert within_reserve(request(max_output_tokens=asked), endpoint(**changes)).max_output_tokens == sent
-    texts = InferenceRequest(input="x")
-    assert within_reserve(texts, endpoint(**changes)) is texts
 
 
 def test_a_job_without_a_ceiling_fits_anywhere_whatever_it_costs() -> None:

@@ -19,7 +19,6 @@ from turnout_workers.background.tasks import PAUSED_S
 from turnout_workers.providers.base import CloudProviderBase, Timeouts
 from turnout_workers.providers.errors import ProviderError, broken
 from turnout_workers.routing.decision import Candidate
-from turnout_workers.routing.eligibility import within_reserve
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Granted, ObservedLimit
@@ -71,8 +70,7 @@ class Caller:
             if_cancelled, due_at = STOPPED, self.fleet.monotonic() + timeouts.total_s + LATE_S
             async with asyncio.timeout(timeouts.total_s + LATE_S) as limit:
                 with self.watch.call(endpoint.id, chosen.overdue_s, limit):
-                    request = within_reserve(job.request, endpoint)
-                    outcome = await connector.call(endpoint, request, timeouts, *streamed)
+                    outcome = await connector.call(endpoint, job.request, timeouts, *streamed)
                     if not isinstance(outcome.response, InferenceResponse):
                         raise TypeError(f"the connector of {endpoint.id} returned no InferenceResponse")
             response, limits = outcome.response, outcome.limits

@@ -48,6 +48,9 @@ def _checks() -> Iterator[tuple[bool | None, str]]:
         yield not problem, f"{name} {problem or 'answers'}"
     if unpriced := ", ".join(endpoint.id for endpoint in endpoints if endpoint.price is None):
         yield False, f"the price of {unpriced} is unknown: set input_usd_per_mtok and output_usd_per_mtok"
+    charged = [one for one in endpoints if one.price and one.price.output]
+    if endless := ", ".join(one.id for one in charged if not (one.max_output_tokens or one.context_tokens)):
+        yield False, f"the longest answer of {endless} is unknown, so ceilings may be exceeded: set max_output_tokens"
     if here.settings.simulated:
         yield False, "some providers are simulated: their answers are made up"
     try:

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TypeVar
 
 from turnout.errors import TurnoutError
-from turnout.request import Capability, InferenceRequest
+from turnout.request import Capability
 from turnout_workers.routing.fleet import Endpoint, EndpointView, Fleet
 from turnout_workers.routing.profile import DEFAULT_MAX_OUTPUT_TOKENS, JobProfile, Requirements
 
@@ -261,14 +261,6 @@ def _limit(endpoint: Endpoint, name: str) -> float:
 def upper_output_tokens(job: JobProfile, endpoint: Endpoint) -> int:
     """The longest answer that the call can give."""
     return _longest_answer(endpoint) if job.output_tokens is None else job.output_tokens
-
-
-def within_reserve(request: InferenceRequest, endpoint: Endpoint) -> InferenceRequest:
-    """The request to send: if nothing limits its answer and it costs something, limited to what was reserved for it."""
-    bounded = request.is_embedding or request.max_output_tokens or endpoint.max_output_tokens or endpoint.context_tokens
-    if bounded or not (endpoint.price and endpoint.price.output):
-        return request
-    return request.model_copy(update={"max_output_tokens": DEFAULT_MAX_OUTPUT_TOKENS})
 
 
 def charged_tokens(job: JobProfile, view: EndpointView) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from turnout_workers.routing.images import Image, ImageRule, Tokens, image_token
 USUAL_OUTPUT_TOKENS = 256
 """Expected answer of a job without a limit; with a limit, half of it if that is less."""
 DEFAULT_MAX_OUTPUT_TOKENS = 4096
-"""Upper estimate of an answer that neither the job nor the endpoint limits."""
+"""Reserved for an answer that neither the job nor the endpoint limits. It is no limit: more may come."""
 TEMPLATE_TOKENS = 100
 """Upper estimate of what a chat template adds, such as gpt-oss's own system prompt or the words about a schema."""
 TOOLS_TOKENS = 600
