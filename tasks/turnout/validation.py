@@ -51,6 +51,13 @@ def innermost(error: ValidationError) -> dict[tuple[str, ...], ErrorDetails]:
     return {path: problem for path, problem in problems.items() if path not in outer}
 
 
+def is_of_a_later_release(error: ValidationError) -> bool:
+    """Whether unknown fields are all that is wrong with a request."""
+    if error.error_count() > MAX_PROBLEMS:
+        return False
+    return all(problem["type"] == "extra_forbidden" for problem in innermost(error).values())
+
+
 def too_deep(payload: str) -> bool:
     """Whether a request's JSON, otherwise valid, is nested deeper than it can be read again."""
     if payload.count("[") + payload.count("{") > MAX_UNCHECKED_BRACKETS:

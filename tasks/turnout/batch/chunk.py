@@ -9,8 +9,11 @@ import json
 import zlib
 from collections.abc import Iterable
 
+from pydantic import ValidationError
+
 from turnout.ledger import Keyring, NewJob
-from turnout.request import InferenceRequest
+from turnout.request import InferenceRequest, Lane, RoutingConstraints
+from turnout.validation import is_of_a_later_release
 
 MAX_CHUNK_JOBS = 200
 CLOSED_BYTES = 512 * 1024
@@ -32,12 +35,22 @@ def packed(entries: Iterable[bytes], batch: str, keyring: Keyring) -> bytes:
 
 
 def chunk_jobs(chunk: bytes, batch: str, keyring: Keyring) -> list[NewJob]:
-    """The jobs of one chunk of a batch's input. Raises Unreadable, or ValueError."""
+    """The jobs of one chunk of a batch's input. Raises Unreadable, or ValueError, also if it is of a later release."""
     lines = _unpacked(keyring.open(_content_name(batch), chunk)).decode().split("\n", MAX_CHUNK_JOBS)
     if len(lines) > MAX_CHUNK_JOBS:
         raise ValueError(f"a chunk has more than {MAX_CHUNK_JOBS} lines")
-    pairs = (json.loads(one) for one in lines)
-    return [NewJob.of(id, InferenceRequest.model_validate_json(payload), batch=batch) for id, payload in pairs]
+    pairs = ((id, str(payload)) for id, payload in map(json.loads, lines))
+    return [NewJob.of(id, _request(payload), payload, batch=batch) for id, payload in pairs]
+
+
+def _request(payload: str) -> InferenceRequest:
+    """The request, or a substitute for one that is no longer allowed. Its worker ends it, with the reason."""
+    try:
+        return InferenceRequest.model_validate_json(payload)
+    except ValidationError as error:
+        if not payload or is_of_a_later_release(error):
+            raise
+        return InferenceRequest(prompt="", constraints=RoutingConstraints(lane=Lane.BATCH))
 
 
 def _unpacked(chunk: bytes) -> bytes:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 import redis.asyncio
+from pydantic import ValidationError
 from tests.tcp_proxy import between
 
 from turnout.batch.chunk import chunk_jobs, encoded_job
@@ -25,7 +26,7 @@ from turnout.batch.line import MAX_LINE_BYTES, Defaults, RawLine
 from turnout.batch.record import State
 from turnout.batch.source import Source
 from turnout.errors import IntakeRefused, TurnoutError
-from turnout.ledger import Coalescer, Keyring, Keys, Ledger, NewJob, run
+from turnout.ledger import Claimed, Coalescer, Keyring, Keys, Ledger, NewJob, run
 from turnout_workers.background import batch_feeding
 from turnout_workers.background.batch_feeding import BatchFeeding
 
@@ -276,6 +277,26 @@ async def test_a_batch_of_another_release_holds_up_no_other(
         {"waiting": 1},
         {"under_way": 1},
     ]
+
+
+@pytest.mark.parametrize("stored", ['{"prompt":"B?","timeout_s":"long"}', '{"prompt":', 5])
+async def test_a_request_that_is_no_longer_allowed_holds_up_no_other_of_its_batch(
+    flushed: redis.Redis, batches: Batches, feeding: BatchFeeding, source: Interrupted, stored: Any
+) -> None:
+    """It is left to the worker that takes it, which ends it with the reason."""
+    ledger = Ledger()
+    Path(source.path).write_text("A?\nB?\nC?\n")
+    id = batches.submit(source, Defaults())
+    chunk: Any = flushed.lindex(ledger.keys.batch_input(id), 0)
+    first, (job, _), last = map(json.loads, zlib.decompress(chunk).splitlines())
+    changed = b"\n".join(encoded_job(*one) for one in (first, (job, stored), last))
+    flushed.lset(ledger.keys.batch_input(id), 0, zlib.compress(changed))
+    await feeding.round()
+    assert batches.record(id).counts == {"under_way": 3}
+    (claimed,) = run(flushed, [ledger.claim(job, "a worker", 60.0)])
+    assert isinstance(claimed, Claimed)
+    assert isinstance(claimed.request, ValidationError)
+    assert claimed.lane == "batch"
 
 
 async def test_a_chunk_that_would_fill_a_workers_memory_is_not_unpacked_and_tried_once(

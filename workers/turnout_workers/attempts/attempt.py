@@ -18,7 +18,7 @@ from turnout.errors import Unreadable
 from turnout.ledger import NotClaimed
 from turnout.request import InferenceRequest
 from turnout.result import JobStatus
-from turnout.validation import MAX_PROBLEMS, explain, innermost
+from turnout.validation import explain, is_of_a_later_release
 from turnout_workers.attempts.calling import Caller
 from turnout_workers.attempts.closing import JobEnds
 from turnout_workers.attempts.job import End, HeldJob
@@ -106,7 +106,7 @@ class Attempts:
     async def _unread(self, job: HeldJob, error: Unreadable | ValidationError) -> End:
         """Fail a job whose request can't be read, or leave it for a while to workers that may know its fields."""
         age_s = self._parts.fleet.now() - job.claim.accepted_at
-        if age_s < MIXED_S and _is_of_a_later_release(error):
+        if age_s < MIXED_S and isinstance(error, ValidationError) and is_of_a_later_release(error):
             return await self._ends.park_until(job, max(RECHECK_S, age_s), "a worker of a later release takes it")
         why = explain(error) if isinstance(error, ValidationError) else str(error)
         logger.error("job %s fails, its request can't be read: %s", job.id, why)
@@ -146,10 +146,3 @@ class Attempts:
             case _:
                 kind, message = call.failure.kind.value, call.failure.message
                 return await ends.give_up(job, JobStatus.FAILED, kind, message)
-
-
-def _is_of_a_later_release(error: Exception) -> bool:
-    """Whether unknown fields are all that is wrong with a request."""
-    if not isinstance(error, ValidationError) or error.error_count() > MAX_PROBLEMS:
-        return False
-    return all(problem["type"] == "extra_forbidden" for problem in innermost(error).values())
