@@ -38,9 +38,7 @@ class Keys:
         self.all_pending = tuple(map(self.pending, Lane))
         self.all_lanes = (*self.all_pending, *map(self.queue, Lane))
         self.turns = own + "turns"  # zset: queued jobs of tenants that have their turn
-        self.turns_each = (
-            own + "turns_each"
-        )  # string: how many a tenant may have in a lane, a share of all workers' slots
+        self.turns_each = own + "turns_each"  # string: the most jobs of one tenant that may have a turn in a lane
         self.awaiting_turn = own + "in_line"  # zset: queued jobs that await their turn
         self.job_leases = own + "leases"  # zset: jobs that a worker holds, by the end (ms) of its lease
         self.parked = own + "parked"  # zset: parked jobs, in wait groups
@@ -59,12 +57,13 @@ class Keys:
         self.batches = own + "batches"  # zset: detached ones, by creation (s)
 
         # The fleet: see `state/record.py` of the workers.
+        # A release that changes the layout of one changes the number, so that none reads what another has written.
         self.endpoints = own + "endpoints:37"  # hash: health, metrics and load of each, packed as so many numbers
         self.latencies = own + "endpoints:latencies"  # hash, by endpoint and bucket: how many answers took so long
-        self.usage = f"{own}usage:".__add__  # hash, by endpoint or account: use of its limits, and by second, packed
-        self.call_starts = f"{own}calls:".__add__  # zset, by endpoint or account: leases of its calls, by start (ms)
+        self.usage = f"{own}usage:37:".__add__  # hash, by endpoint or account: use of its limits, and by second, packed
+        self.call_starts = f"{own}calls:37:".__add__  # zset, by endpoint or account: its calls' leases, by start (ms)
         self.call_lease = f"{own}lease:".__add__  # hash, by lease: what one call reserved
-        self.call_lease_ends = own + "expiry"  # zset: call leases, by their end (ms)
+        self.call_lease_ends = own + "expiry:37"  # zset: call leases, by their end (ms)
         self.hanging = own + "hanging"  # hash, by worker: how many of its calls to which endpoint are overdue
         self.money = own + "money"  # hash: `ACCOUNT|spent`, `|reserved`, `|unsure`, `|duplicate` in micro-dollars
         self.ceilings = own + "ceilings"  # hash: what a batch may spend, by `batch:BATCH`, in micro-dollars

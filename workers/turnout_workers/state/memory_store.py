@@ -115,12 +115,14 @@ class MemoryFleetStore:
             pace = Pace(RAMP_EXCESS, endpoint.recovered_at)
         if endpoint.cooldown_until > max(0, now - ms(PACED_S)):
             share = squeezed(endpoint.share, endpoint.cooldown_until, now)
-            slots = slots_after(endpoint.carried, endpoint.cooldown_until, now)
-            pace = Pace(share, max(endpoint.cooldown_until, pace.since if pace else 0), slots)
+            ramped = endpoint.recovered_at >= endpoint.cooldown_until
+            most = None if ramped else slots_after(endpoint.carried, endpoint.cooldown_until, now)
+            pace = Pace(share, max(endpoint.cooldown_until, pace.since if pace else 0), most)
         endpoint.slots = -1 if bid.limits.concurrency is None else bid.limits.concurrency
         room = Room()
         for usage, allowed in zip(counted_by, (limits, bid.shared_limits), strict=False):
             here, full = usage.room(allowed, _need(bid), pace, ask.headroom, ask.position, now)
+            pace = pace and pace._replace(slots=None)  # it is one endpoint that refused
             room = room.with_less(here)
             yield from full
         endpoint.free, endpoint.free_at, endpoint.ready_at = room.free, now, room.ready_at

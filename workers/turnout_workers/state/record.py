@@ -29,7 +29,7 @@ class EndpointRecord:
     share: float = 1
     """Share of its limits' pace that the last cooldown left."""
     carried: float = 0
-    """The fewest calls that were in flight when the refusals came that led to it."""
+    """Fewest calls in flight at the refusals that led to the last cooldown."""
     disabled: float = 0
     isolated: float = 0
     probe: float = 0

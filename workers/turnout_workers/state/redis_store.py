@@ -34,7 +34,7 @@ KINDS = ", ".join(
 )
 """For Lua: the name of each limit, its window, and which of the three counters it adds up."""
 POLICY = {
-    windows: ("PACED_S", "SQUEEZE", "MIN_SQUEEZE", "SQUEEZE_HOLD_S", "SQUEEZE_REGROWTH"),
+    windows: ("PACED_S", "SQUEEZE", "MIN_SQUEEZE", "SQUEEZE_HOLD_S", "SQUEEZE_REGROWTH", "SLOTS_REGROWTH", "CREDIT_S"),
     store: ("ASK_AGAIN_S", "VERDICT_S", "PUBLISHED_S", "KEEP_IF_WITHIN_S", "KEEP_FOR_S", "ANNOUNCED_LIMIT_S"),
     health: ("RAMP_S", "RAMP_EXCESS", "WELL_S", "CONSECUTIVE_FAILURES", "ERROR_MEMORY_S"),
     latency: ("MEMORY_S", "STEP_SLOWER", "STEP_FASTER", "STEP_RELIEF", "SIGMA_STEP", "MAX_RESIDUAL", "CACHED_STEP"),

@@ -29,10 +29,14 @@ SQUEEZE = 0.7
 MIN_SQUEEZE = 0.05
 """Smallest share of the full pace that cooldowns leave."""
 SQUEEZE_HOLD_S = 5.0
-"""How long after a cooldown the pace begins to grow back. Where no limit is known, the calls in flight then double each
-time as long again."""
+"""How long after a cooldown the pace of known limits begins to grow back."""
 SQUEEZE_REGROWTH = 0.04
 """Share of the full pace that grows back per second."""
+SLOTS_REGROWTH = 0.2
+"""Where no limit is known, the share of the calls in flight by which their number grows per second after a cooldown."""
+CREDIT_S = 9
+"""How many seconds' worth of tokens a pace carries over. A call is charged what it may take at most, and what it didn't
+take comes back after its second is over: without credit, a pace of tokens would lose it."""
 
 
 class Use(NamedTuple):
@@ -120,9 +124,9 @@ class Window:
 
     def unpaced(self, kind: Kind, per_bucket: float, since_ms: float) -> float:
         """By how much calls are ahead of a pace that began at `since_ms`, including the newest bucket's own part."""
-        ahead = 0.0
+        ahead, least = 0.0, 0.0 if kind.counters == ("requests",) else -CREDIT_S * per_bucket
         for bucket in range(max(self.newest - self.span, int(since_ms // self.width_ms)), self.newest):
-            ahead = max(0.0, ahead + kind.of(self.buckets.get(bucket, NOTHING)) - per_bucket)
+            ahead = max(least, ahead + kind.of(self.buckets.get(bucket, NOTHING)) - per_bucket)
         return ahead + kind.of(self.buckets.get(self.newest, NOTHING))
 
 
@@ -133,6 +137,10 @@ def squeezed(share: float, cooldown_until_ms: float, now_ms: int) -> float:
 
 
 def slots_after(carried: float, cooldown_until_ms: float, now_ms: int) -> int:
-    """The most calls in flight where no limit is known, if the endpoint carried so many before a cooldown."""
-    since_s = (now_ms - cooldown_until_ms) / 1000
-    return math.floor(max(1.0, carried) * math.pow(2.0, max(0.0, since_s / SQUEEZE_HOLD_S - 1)))
+    """The most calls in flight where no limit is known, if the endpoint carried so many before a cooldown.
+
+    It grows at once and fast: refusals may have nothing to do with load, such as those of one bad replica among many.
+    A real limit then refuses a few calls per second.
+    """
+    since_s = max(0.0, (now_ms - cooldown_until_ms) / 1000)
+    return math.floor(max(1.0, carried) + since_s * (1 + SLOTS_REGROWTH * carried))

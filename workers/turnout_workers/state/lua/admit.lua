@@ -110,8 +110,8 @@ end
 
 -- As `windows.slots_after`.
 local function slots_after(record)
-  local since_s = (NOW - record[COOLDOWN_UNTIL]) / 1000
-  return math.floor(math.max(1, record[CARRIED]) * 2 ^ math.max(0, since_s / SQUEEZE_HOLD_S - 1))
+  local since_s = math.max(0, (NOW - record[COOLDOWN_UNTIL]) / 1000)
+  return math.floor(math.max(1, record[CARRIED]) + since_s * (1 + SLOTS_REGROWTH * record[CARRIED]))
 end
 
 -- As `usage.Pace`, or nil.
@@ -119,19 +119,20 @@ local function pace_of(record, ramping)
   local pace = ramping and {share = RAMP_EXCESS, since = record[RECOVERED_AT]} or nil
   if record[COOLDOWN_UNTIL] > math.max(0, NOW - ms(PACED_S)) then
     local since = math.max(record[COOLDOWN_UNTIL], pace and pace.since or 0)
-    pace = {share = share_of(record), since = since, slots = slots_after(record)}
+    pace = {share = share_of(record), since = since}
+    if record[RECOVERED_AT] < record[COOLDOWN_UNTIL] then pace.slots = slots_after(record) end -- else it ramps
   end
   return pace
 end
 
 -- As `Window.unpaced`.
 local function unpaced(key, kind, window, rate, since)
-  local ahead, older = 0, {}
+  local ahead, older, least = 0, {}, kind[3] == 1 and 0 or -CREDIT_S * rate
   for bucket = math.max(window.newest - MINUTE.span, math.floor(since / MINUTE.width)), window.newest - 1 do
     older[#older + 1] = kind[2] .. bucket
   end
   for _, bucket in ipairs(#older > 0 and redis.call('HMGET', key, unpack(older)) or {}) do
-    ahead = math.max(0, ahead + (bucket and total(cmsgpack.unpack(bucket), kind) or 0) - rate)
+    ahead = math.max(least, ahead + (bucket and total(cmsgpack.unpack(bucket), kind) or 0) - rate)
   end
   return ahead + total(window.bucket, kind)
 end
@@ -301,6 +302,7 @@ for _, bid in ipairs(ask.bids) do
   local free, ready_at, fits, full = capacity(load, bid.limits, slots, pace, bid, block)
   if bid.shared_limits then
     local shared = bid.shared_limits
+    if pace then pace.slots = nil end -- it is one endpoint that refused
     local also_free, also_at, also_fits, also_full = capacity(loads[2], shared, shared.concurrency, pace, bid, block)
     free, fits = math.min(free, also_free), math.min(fits, also_fits)
     if also_at > ready_at then ready_at, full = also_at, also_full end
