@@ -32,7 +32,7 @@ from turnout_workers.providers.dialects import DIALECTS, GENERIC
 from turnout_workers.providers.prices import call_cost_microusd
 from turnout_workers.routing.eligibility import refusal
 from turnout_workers.routing.fleet import Endpoint, Fleet, Limits, Price
-from turnout_workers.routing.images import rule_of
+from turnout_workers.routing.images import Fixed, rule_of
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.simulator import load as load_scenario
 
@@ -407,8 +407,13 @@ def test_an_image_of_a_type_that_a_vendor_refuses_is_not_for_its_models(
 def test_an_endpoint_counts_images_as_its_model_does_and_a_deployment_as_the_model_that_it_is_of() -> None:
     text = "[providers.azure]\nbase_url = 'http://x'\napi_key = 'k'\nmodels = { 'gpt-6-luna' = 'gpt-4o' }"
     text += "\n[providers.gemini]\napi_key = 'k'\nmodels = ['gemini-flash']"
+    text += "\n[providers.groq]\napi_key = 'k'\nmodels = ['qwen-3.8-27b']"
     rules = {e.id: e.image_rule for account in accounts(settings(text)) for e in account.endpoints}
-    assert rules == {"azure/gpt-6-luna": rule_of("gpt-6-luna"), "gemini/gemini-flash": rule_of("gemini-3.8-flash")}
+    assert rules == {
+        "azure/gpt-6-luna": rule_of("gpt-6-luna"),
+        "gemini/gemini-flash": rule_of("gemini-3.8-flash"),
+        "groq/qwen-3.8-27b": Fixed(2048),  # at Groq every image counts the same
+    }
 
 
 def test_the_example_gives_an_endpoint_for_each_model_and_key() -> None:

@@ -11,7 +11,7 @@ from tests.unit.routing.fleets import chosen, decide, endpoint, reasons, view
 
 from turnout.request import InferenceRequest
 from turnout_workers.routing.eligibility import upper_cost_microusd
-from turnout_workers.routing.fleet import Load, Price
+from turnout_workers.routing.fleet import Limits, Load, Price
 from turnout_workers.routing.images import RULES, UNKNOWN, Image, Tokens, image_tokens, images_of, rule_of, size_px
 from turnout_workers.routing.profile import JobProfile
 
@@ -185,6 +185,14 @@ def test_rate_limits_are_charged_with_what_the_model_counts_for_an_image() -> No
     room = Load(ready_at=1_000_010.0, fits=14_000)
     assert chosen(decide(wanted, view(GPT_6, load=room))) == []
     assert chosen(decide(wanted, view(GEMINI, load=room))) == ["gemini"]
+
+
+def test_an_input_that_may_exceed_a_limit_is_charged_as_expected() -> None:
+    """Such a job had to wait until nothing else was charged: photos went out one a minute."""
+    wanted = asked(png(*PHOTO))
+    for limit, charged in ((15_664, 144 * 108 + 112), (15_663, 256 + 10)):
+        at = endpoint("lab", **SEES, limits=Limits(tokens_per_minute=limit))
+        assert [one.input_tokens for one in decide(wanted, at).candidates] == [charged]
 
 
 def test_a_job_that_may_fit_a_small_context_is_not_refused_for_its_images() -> None:

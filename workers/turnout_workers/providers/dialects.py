@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from turnout.request import OPENAI_FIELDS
+from turnout_workers.routing.images import Fixed, ImageRule
 
 PARAMETERS = frozenset({"temperature", "top_p", "stop", "seed", "dimensions", "reasoning_effort"})
 PARAMETERS |= {"tools", "tool_choice", "json_schema", "json_object"}
@@ -41,6 +42,8 @@ class Dialect:
     """Fields that turn reasoning off, if the effort `none` is unknown here."""
     image_types: frozenset[str] = frozenset()
     """Of images that it takes; empty: not known, so that any is sent."""
+    image_rule: ImageRule | None = None
+    """How images count at all its models. None: as each model's maker says."""
     original_images: bool = False
     """Knows the detail `original` of images, for which others are sent `high`."""
     text_only_roles: tuple[str, ...] = ()
@@ -96,6 +99,7 @@ DIALECTS: dict[str, Dialect] = dict(
         _hosted(
             "groq",
             "https://api.groq.com/openai/v1",
+            image_rule=Fixed(2048),
             **_LIKE_OPENAI,
             limit_headers={"x-ratelimit-{}-requests": "requests_per_day", "x-ratelimit-{}-tokens": "tokens_per_minute"},
             limits_count_cached=False,

@@ -267,10 +267,14 @@ def charged_tokens(job: JobProfile, view: EndpointView) -> tuple[int, int]:
     """Input and output tokens that rate limits are charged until the answer shows how many it took.
 
     For the output that is the job's own limit if the provider reserves it, otherwise the usual length, because a
-    model's longest answer is more than many limits allow in a minute.
+    model's longest answer is more than many limits allow in a minute. An input that may exceed a limit is charged as
+    expected: it would have to wait until nothing else is charged, while a refusal by the provider costs nothing.
     """
     endpoint = view.endpoint
-    input_tokens, answer = job.input_at(endpoint.image_rule).upper, upper_output_tokens(job, endpoint)
+    expected, input_tokens = job.input_at(endpoint.image_rule)
+    if input_tokens > min(_limit(endpoint, name) for name in TOKEN_LIMITS):
+        input_tokens = expected
+    answer = upper_output_tokens(job, endpoint)
     if not endpoint.limits_count_cached:
         input_tokens = max(1, math.ceil(input_tokens * (1 - view.metrics.cached_share)))
     if job.output_tokens is None or not endpoint.limits_count_max_output:

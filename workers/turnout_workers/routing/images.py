@@ -130,7 +130,7 @@ class Fixed:
 @dataclass(frozen=True, slots=True)
 class Unknown:
     """A model whose rule is unknown: as many tokens as with Qwen, which splits images most finely of all open models
-    (28 px, at most 16,384), but at least the 2,048 that Groq counts for any image."""
+    (28 px, at most 16,384), but at least the 2,048 that some vendors count for any image, as Groq does."""
 
     max_tokens: int = 16_384
 
