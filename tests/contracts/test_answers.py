@@ -232,7 +232,7 @@ async def test_a_call_costs_what_its_tier_costs(dialect: str, body: Any, headers
     [
         ({"inference_geo": "global", "speed": "standard"}, 180),
         ({"service_tier": "standard"}, 40 * 4 + 40 * 0.2 + 20 * 5 + 10 * 20),
-        ({"service_tier": "velvet"}, None),
+        ({"service_tier": "priority"}, 180),
         ({"inference_geo": "us", "server_tool_use": {"web_search_requests": 3}}, 30_198),
         ({"inference_geo": "us"}, 198),
         ({"speed": "fast"}, 40 * 8 + 40 * 0.4 + 20 * 10 + 10 * 40),

@@ -241,6 +241,9 @@ def test_a_service_tier_that_the_list_lacks_costs_what_the_vendor_says_or_nobody
         ("eu", "gpt-5.2", 1.0),
         ("eu", "gpt-4o", 1.0),
         ("eu", "o3", 1.0),
+        ("eu", "ft:gpt-4o-2024-08-06:acme::x", 1.0),
+        ("eu", "chatgpt-4o-latest", 1.0),
+        ("eu", "codex-mini-latest", 1.0),
         ("eu", "text-embedding-3-small", 1.0),
     ],
 )

@@ -29,8 +29,8 @@ USUAL_TIERS = frozenset({None, "auto", "default", "on_demand", "standard", "stan
 RESIDENCY_HOST = re.compile(r"https?://[a-z]{2}\.api\.openai\.com\b")
 RESIDENCY_FACTOR = 1.1
 """OpenAI's surcharge for data residency, for models released since 2026-03-05; see its guide "Data residency"."""
-BEFORE_RESIDENCY = re.compile(r"gpt-[34]|gpt-5(\.[0-3])?(-|$)|o\d|text-embedding")
-"""Models released before that date."""
+BEFORE_RESIDENCY = re.compile(r"(ft:)?((chat)?gpt-[34]|gpt-5(\.[0-3])?(-|$)|o\d|text-embedding|codex-mini)")
+"""Models released before that date, and fine-tuned ones that are made of them."""
 
 
 def call_cost_microusd(
@@ -45,7 +45,8 @@ def call_cost_microusd(
     """The cost of one call. None: unknown, as for a call that isn't free and whose tokens are an estimate.
 
     reported_usd: the cost that the provider reports. tier: the service tier that served it, whose list price may differ
-    from that of the tier requested. surcharge: a factor on list prices. An operator's own price includes all that.
+    from that of the tier requested; if it is unknown, the price of the latter counts. surcharge: a factor on list
+    prices. An operator's own price includes all that.
     """
     if (
         isinstance(reported_usd, int | float)
@@ -58,8 +59,8 @@ def call_cost_microusd(
         return None
     if price.source == OPERATOR:
         surcharge = 1.0
-    elif tier and (price := price_of(preset, base_url, endpoint.served_model, endpoint.model, tier)) is None:
-        return None
+    elif tier:
+        price = price_of(preset, base_url, endpoint.served_model, endpoint.model, tier) or price
     cost = cost_microusd(price, usage, surcharge)
     return None if cost and usage.source == "estimated" else cost
 
