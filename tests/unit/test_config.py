@@ -30,7 +30,7 @@ from turnout_workers.config import (
 from turnout_workers.config.tables import CeilingTable, ModelTable, MonitoringTable, ProviderTable, WebhookTable
 from turnout_workers.providers.dialects import DIALECTS, GENERIC
 from turnout_workers.providers.prices import call_cost_microusd
-from turnout_workers.routing.eligibility import refusal
+from turnout_workers.routing.eligibility import refusal, upper_cost_microusd
 from turnout_workers.routing.fleet import Endpoint, Fleet, Limits, Price
 from turnout_workers.routing.images import Fixed, rule_of
 from turnout_workers.routing.profile import JobProfile
@@ -363,6 +363,14 @@ def test_a_vendors_own_format_is_its_preset_under_any_name() -> None:
     (account,) = accounts(settings("[providers.second]\nkind = 'anthropic'\napi_key = 'k'"))
     assert account.base_url == "https://api.anthropic.com"
     assert {endpoint.price is None for endpoint in account.endpoints} == {False}
+
+
+def test_a_yes_or_no_fits_under_a_small_ceiling_at_the_dearest_vendor() -> None:
+    text = "[providers.anthropic]\napi_key = 'k'\nmodels = ['claude-opus-5-5']"
+    asked = InferenceRequest(prompt="Is this spam? Answer yes or no: hello there", max_output_tokens=4)
+    cost_microusd = upper_cost_microusd(JobProfile.of(asked), accounts(settings(text))[0].endpoints[0])
+    assert cost_microusd is not None
+    assert cost_microusd <= 500
 
 
 def test_a_deployment_has_the_price_of_the_model_that_it_is_of() -> None:

@@ -108,7 +108,7 @@ def test_the_expected_cost_is_that_of_this_job_its_cached_tokens_and_its_failure
     ],
 )
 def test_limits_are_charged_what_the_provider_counts(counting: dict[str, bool], charged: tuple[int, int]) -> None:
-    wanted = replace(job(max_output_tokens=100), input_tokens=1108)
+    wanted = replace(job(max_output_tokens=100), input_tokens=1008)
     at = view(endpoint(**counting), metrics=observed(cached_share=0.9))
     best = decide(wanted, at).best
     assert best is not None
@@ -312,7 +312,7 @@ def test_whatever_a_job_has_waited_what_it_waits_for_is_offered() -> None:
 
 
 def test_what_large_jobs_wait_for_holds_up_no_small_one() -> None:
-    full = CHEAP._replace(load=Load(ready_at=NOW + 20, fits=150))
+    full = CHEAP._replace(load=Load(ready_at=NOW + 20, fits=250))
     sizes = [(50, 100), (51, 100), (9000, 100), (22, 128), (23, None)]
     jobs = [replace(job(), input_tokens=given, output_tokens=out, expected_output_tokens=128) for given, out in sizes]
     assert [decide(one, full).action for one in jobs] == ["go", "wait", "wait", "go", "wait"]

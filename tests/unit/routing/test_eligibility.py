@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from tests.unit.routing.fleets import chosen, decide, endpoint, job, reasons, request
 
-from turnout.request import Capability, Quality
+from turnout.request import Capability, InferenceRequest, Quality
 from turnout_workers.routing import NoEligibleEndpoint
 from turnout_workers.routing.decision import Action
-from turnout_workers.routing.eligibility import match, refusal, upper_cost_microusd
+from turnout_workers.routing.eligibility import match, refusal, upper_cost_microusd, upper_input_tokens
 from turnout_workers.routing.fleet import Fleet, Limits, Price
 from turnout_workers.routing.profile import DEFAULT_MAX_OUTPUT_TOKENS, JobProfile
 
@@ -126,6 +126,13 @@ def test_an_answer_without_limit_is_priced_at_the_longest_one() -> None:
     assert upper_cost_microusd(wanted, endpoint()) == 115 + 2 * DEFAULT_MAX_OUTPUT_TOKENS
     assert upper_cost_microusd(wanted, endpoint(context_tokens=100_000)) == 115 + 2 * 100_000
     assert upper_cost_microusd(wanted, endpoint(context_tokens=100_000, max_output_tokens=1000)) == 115 + 2 * 1000
+
+
+def test_what_a_chat_template_adds_counts_where_there_is_one() -> None:
+    chat, texts = (JobProfile.of(one) for one in (request(), InferenceRequest(input="xx")))
+    vendors, hosts = endpoint(template_tokens=10), endpoint(template_tokens=100)
+    assert [upper_input_tokens(chat, one) for one in (vendors, hosts)] == [25, 115]
+    assert upper_input_tokens(texts, hosts) == upper_input_tokens(texts, vendors), "a text to embed gets none"
 
 
 def test_a_job_without_a_ceiling_fits_anywhere_whatever_it_costs() -> None:

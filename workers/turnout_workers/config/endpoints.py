@@ -88,6 +88,7 @@ def _endpoint(
         context_tokens=model.context_tokens or known.context_tokens,
         max_output_tokens=model.max_output_tokens or known.max_output_tokens,
         image_types=table.preset.image_types,
+        template_tokens=table.preset.template_tokens,
         image_rule=table.preset.image_rule or rule_of(*table.preset.names_by_trust(served, ours)),
         limits_count_cached=table.preset.limits_count_cached,
         limits_count_max_output=table.preset.limits_count_max_output,

@@ -11,12 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from turnout.request import OPENAI_FIELDS
+from turnout_workers.routing.fleet import TEMPLATE_TOKENS
 from turnout_workers.routing.images import Fixed, ImageRule
 
 PARAMETERS = frozenset({"temperature", "top_p", "stop", "seed", "dimensions", "reasoning_effort"})
 PARAMETERS |= {"tools", "tool_choice", "json_schema", "json_object"}
 
 WEB_IMAGES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"})
+SHORT_TEMPLATE_TOKENS = 10
+"""Upper estimate of a template of marks alone, as vendors have for their own models: OpenAI's takes 3, by its
+cookbook."""
 STANDARD_LIMITS = {"x-ratelimit-{}-requests": "requests_per_minute", "x-ratelimit-{}-tokens": "tokens_per_minute"}
 """By name of a response header, in which `{}` stands for `limit`, `remaining` or `reset`: the field of `Limits` that it
 describes."""
@@ -44,6 +48,8 @@ class Dialect:
     """Of images that it takes; empty: not known, so that any is sent."""
     image_rule: ImageRule | None = None
     """How images count at all its models. None: as each model's maker says."""
+    template_tokens: int = TEMPLATE_TOKENS
+    """See `Endpoint`."""
     original_images: bool = False
     """Knows the detail `original` of images, for which others are sent `high`."""
     text_only_roles: tuple[str, ...] = ()
@@ -86,7 +92,13 @@ _OPENAIS_OWN = _LIKE_OPENAI | {
 }
 DIALECTS: dict[str, Dialect] = dict(
     (
-        _hosted("openai", "https://api.openai.com/v1", **_OPENAIS_OWN, system_role="developer"),
+        _hosted(
+            "openai",
+            "https://api.openai.com/v1",
+            **_OPENAIS_OWN,
+            system_role="developer",
+            template_tokens=SHORT_TEMPLATE_TOKENS,
+        ),
         _hosted(
             "azure",
             "",  # each customer's own
@@ -162,6 +174,7 @@ DIALECTS: dict[str, Dialect] = dict(
             auth_prefix="",
             parameters=PARAMETERS - {"seed", "dimensions"},
             image_types=WEB_IMAGES,
+            template_tokens=SHORT_TEMPLATE_TOKENS,
             health_path="/v1/models",
             limit_headers={
                 "anthropic-ratelimit-requests-{}": "requests_per_minute",
@@ -180,6 +193,7 @@ DIALECTS: dict[str, Dialect] = dict(
             auth_header="x-goog-api-key",
             auth_prefix="",
             image_types=WEB_IMAGES - {"image/gif"} | {"image/heic", "image/heif"},
+            template_tokens=SHORT_TEMPLATE_TOKENS,
             limit_headers={},  # it sends none
             price_id="google",
             tier_factors={"flex": 0.5, "priority": 1.8},  # as its price page has it for each model that has both

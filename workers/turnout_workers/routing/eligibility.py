@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from turnout.errors import TurnoutError
 from turnout.request import Capability
-from turnout_workers.routing.fleet import Endpoint, EndpointView, Fleet
+from turnout_workers.routing.fleet import TEMPLATE_TOKENS, Endpoint, EndpointView, Fleet
 from turnout_workers.routing.profile import DEFAULT_MAX_OUTPUT_TOKENS, JobProfile, Requirements
 
 Why = TypeVar("Why")
@@ -143,8 +143,8 @@ class Match:
 
     def fits_everywhere(self, job: JobProfile) -> bool:
         """Whether the job is `unfit` for none of them, as far as one look at all can show."""
-        answer = job.output_tokens or 0
-        most_microusd = job.input_tokens * self.input_price + (answer or self.longest_answer) * self.output_price
+        answer, input_tokens = job.output_tokens or 0, job.input_tokens + TEMPLATE_TOKENS
+        most_microusd = input_tokens * self.input_price + (answer or self.longest_answer) * self.output_price
         return (
             not job.images  # which take more at one endpoint than at another
             and job.expected_input_tokens + answer <= self.max_call_tokens
@@ -258,6 +258,12 @@ def _limit(endpoint: Endpoint, name: str) -> float:
     return min((limit for limit in limits if limit is not None), default=math.inf)
 
 
+def upper_input_tokens(job: JobProfile, endpoint: Endpoint) -> int:
+    """The most that the request can take, with what the endpoint adds to it."""
+    template_tokens = 0 if job.requirements.embeds else endpoint.template_tokens
+    return job.input_at(endpoint.image_rule).upper + template_tokens
+
+
 def upper_output_tokens(job: JobProfile, endpoint: Endpoint) -> int:
     """The longest answer that the call can give."""
     return _longest_answer(endpoint) if job.output_tokens is None else job.output_tokens
@@ -271,7 +277,7 @@ def charged_tokens(job: JobProfile, view: EndpointView) -> tuple[int, int]:
     expected: it would have to wait until nothing else is charged, while a refusal by the provider costs nothing.
     """
     endpoint = view.endpoint
-    expected, input_tokens = job.input_at(endpoint.image_rule)
+    expected, input_tokens = job.input_at(endpoint.image_rule).expected, upper_input_tokens(job, endpoint)
     if input_tokens > min(_limit(endpoint, name) for name in TOKEN_LIMITS):
         input_tokens = expected
     answer = upper_output_tokens(job, endpoint)
@@ -291,9 +297,7 @@ def upper_cost_microusd(job: JobProfile, endpoint: Endpoint) -> int | None:
     """The most that one call can cost; None: the price is unknown."""
     if endpoint.price is None:
         return None
-    input_tokens, answer = job.input_at(endpoint.image_rule).upper, upper_output_tokens(job, endpoint)
-    price = endpoint.price.of(input_tokens)
-    return math.ceil(input_tokens * price.dearest_input + answer * price.output)
+    return endpoint.price.upper_microusd(upper_input_tokens(job, endpoint), upper_output_tokens(job, endpoint))
 
 
 def refusal(job: JobProfile, fleet: Fleet) -> NoEligibleEndpoint | None:

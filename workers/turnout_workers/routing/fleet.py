@@ -8,6 +8,7 @@ clock, never a worker's own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from turnout_workers.routing.estimate import Estimate
 
 OPERATOR = "operator"
+TEMPLATE_TOKENS = 100
+"""Upper estimate of what the chat template of an open model adds to a request, such as gpt-oss's own system prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,11 @@ class Price:
     def of(self, input_tokens: int) -> Price:
         """The price of a call with this many input tokens."""
         return self.longer[1].of(input_tokens) if self.longer and input_tokens > self.longer[0] else self
+
+    def upper_microusd(self, input_tokens: int, output_tokens: int) -> int:
+        """The most that a call with these tokens can cost."""
+        price = self.of(input_tokens)
+        return math.ceil(input_tokens * price.dearest_input + output_tokens * price.output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +119,8 @@ class Endpoint:
     """Media types of images that it accepts; empty: unknown, so all are sent."""
     image_rule: ImageRule = UNKNOWN
     """How it counts the tokens of an image."""
+    template_tokens: int = TEMPLATE_TOKENS
+    """The most that it adds to a chat, and bills as input."""
     limits_count_cached: bool = True
     """Whether its rate limits count input tokens from its cache."""
     limits_count_max_output: bool = True

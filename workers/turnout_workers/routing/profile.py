@@ -14,8 +14,8 @@ USUAL_OUTPUT_TOKENS = 256
 """Expected answer of a job without a limit; with a limit, half of it if that is less."""
 DEFAULT_MAX_OUTPUT_TOKENS = 4096
 """Reserved for an answer that neither the job nor the endpoint limits. It is no limit: more may come."""
-TEMPLATE_TOKENS = 100
-"""Upper estimate of what a chat template adds, such as gpt-oss's own system prompt or the words about a schema."""
+SCHEMA_TOKENS = 100
+"""Upper estimate of what a provider says about a schema, besides the schema."""
 TOOLS_TOKENS = 600
 """Upper estimate of the system prompt that comes with tools: Claude's has 159 to 530, by its price list."""
 MARK_TOKENS = 2
@@ -59,7 +59,7 @@ class JobProfile:
 
     requirements: Requirements = Requirements()
     input_tokens: int = 1
-    """Upper estimate, without images: with them it depends on the endpoint, see `input_at`."""
+    """Upper estimate, without images and chat template, which depend on the endpoint: see `upper_input_tokens`."""
     expected_input_tokens: int = 1
     images: tuple[Image, ...] = ()
     output_tokens: int | None = None
@@ -149,17 +149,23 @@ def estimate_input_tokens(request: InferenceRequest) -> tuple[int, int]:
     Images are counted elsewhere, see `images_of`.
 
     Expected: one per four bytes, as in English. Upper: one per two adjacent small letters and one per other byte, which
-    a digit or a rare script may take; and what the provider adds unseen.
+    a digit or a rare script may take; and what a provider adds unseen, apart from its chat template.
     """
     messages, texts = request.messages or (), [request.prompt or "", *request.texts]
     for message in messages:
         texts += message.text, message.reasoning_content or ""
         texts += (f"{call.function.name}{call.function.arguments}" for call in message.tool_calls)
     texts += (tool.model_dump_json() for tool in request.tools)
-    if request.response_format.json_schema is not None:
+    has_schema = request.response_format.json_schema is not None
+    if has_schema:
         texts.append(request.response_format.model_dump_json())
-    text = "".join(texts).encode()
+    text = "".join(texts)
     fixed = 8 * (len(messages) or request.prompt is not None)
-    unseen = MARK_TOKENS * len(request.texts) or TEMPLATE_TOKENS + TOOLS_TOKENS * bool(request.tools)
-    upper = len(text) - text.translate(_SMALL_LETTERS).count(b"aa")
-    return upper + fixed + unseen, max(1, math.ceil(len(text) / 4) + fixed)
+    unseen = MARK_TOKENS * len(request.texts) + SCHEMA_TOKENS * has_schema + TOOLS_TOKENS * bool(request.tools)
+    return upper_text_tokens(text) + fixed + unseen, max(1, math.ceil(len(text.encode()) / 4) + fixed)
+
+
+def upper_text_tokens(text: str) -> int:
+    """Upper estimate of a text's tokens: one per two adjacent small letters and one per other byte."""
+    encoded = text.encode(errors="surrogatepass")
+    return len(encoded) - encoded.translate(_SMALL_LETTERS).count(b"aa")
