@@ -11,7 +11,7 @@ import pytest
 import redis
 from tests.unit.routing.fleets import endpoint, request, snapshot
 
-from turnout.request import InferenceResponse, Usage
+from turnout.request import Capability, InferenceResponse, Usage
 from turnout_workers.attempts import reporting
 from turnout_workers.attempts.reporting import STOPPED, Finished, Reporter
 from turnout_workers.routing import failover
@@ -104,6 +104,29 @@ def test_a_refusal_that_may_be_free_is_unsure_by_what_it_costs_if_it_is_not() ->
     response = InferenceResponse(provider="groq", model_requested="m", model_served="m", cost_microusd=4)
     call = Finished("job:1:0", best, 0.0, 1.0, response, FILTERED)
     assert (call.cost_microusd, call.unsure_microusd) == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "capabilities", "unsure"),
+    [
+        ("ok", frozenset(), 115 + 2 * (1 + 8)),
+        ("7" * 30, frozenset(), 115 + 2 * (30 + 8)),
+        ("7" * 1000, frozenset(), 115 + 2 * 100),
+        ("ok", frozenset({Capability.REASONING}), 115 + 2 * 100),
+    ],
+)
+def test_an_answer_without_usage_may_have_cost_what_can_be_seen_of_it_and_never_more_than_was_reserved(
+    text: str, capabilities: frozenset[Capability], unsure: int
+) -> None:
+    """Reasoning can't be seen."""
+    at = endpoint(price=Price(1.0, 2.0), capabilities=capabilities)
+    best = rank(JobProfile.of(request(max_output_tokens=100)), snapshot(at), 0.0, random.Random(0)).best
+    assert best is not None
+    response = InferenceResponse(
+        text=text, provider="groq", model_requested="m", model_served="m", usage=Usage(source="estimated")
+    )
+    call = Finished("job:1:0", best, 0.0, 1.0, response)
+    assert (call.cost_microusd, call.unsure_microusd) == (0, unsure)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from redis.exceptions import RedisError
 
-from turnout.request import InferenceResponse, Usage
+from turnout.request import Capability, InferenceResponse, Usage
 from turnout.result import Attempt
 from turnout_workers.background.tasks import spawn
 from turnout_workers.routing import failover
@@ -20,6 +20,7 @@ from turnout_workers.routing.estimate import amend
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 from turnout_workers.routing.health import Eject, Recover, after_report
 from turnout_workers.routing.latency import first_token, predict
+from turnout_workers.routing.profile import upper_text_tokens
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import FleetStore, ObservedLimit, Report
 
@@ -65,7 +66,22 @@ class Finished:
         price = self._price_microusd
         if self.billed is Billed.NO or (self.billed is Billed.YES and price is not None):
             return 0
-        return (self.chosen.upper_cost_microusd or 0) if price is None else price
+        return self._upper_microusd if price is None else price
+
+    @property
+    def _upper_microusd(self) -> int:
+        """The most that a call of unknown cost may have cost: what was reserved for it, or less if its whole answer can
+        be seen, which isn't so where a model reasons."""
+        chosen, response, price = self.chosen, self.response, self.chosen.endpoint.price
+        reserved = chosen.upper_cost_microusd or 0
+        if response is None or price is None or response.usage.source == "reported":
+            return reserved
+        if Capability.REASONING in chosen.endpoint.capabilities:
+            return reserved
+        calls = [f"{call.function.name}{call.function.arguments}" for call in response.tool_calls]
+        text = "".join((response.text, response.refusal or "", response.reasoning_content or "", *calls))
+        answer = upper_text_tokens(text) + 8 * (1 + len(calls))  # with its marks, as in a prompt
+        return min(reserved, price.upper_microusd(chosen.upper_input_tokens, answer))
 
     @property
     def _price_microusd(self) -> int | None:

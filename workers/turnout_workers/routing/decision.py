@@ -20,6 +20,7 @@ from turnout_workers.routing.eligibility import (
     charged_tokens,
     match,
     upper_cost_microusd,
+    upper_input_tokens,
     upper_output_tokens,
 )
 from turnout_workers.routing.estimate import estimates
@@ -59,6 +60,7 @@ class Candidate(NamedTuple):
     expected_cost_microusd: int | None
     """None: the price is unknown."""
     upper_cost_microusd: int | None
+    upper_input_tokens: int
     input_tokens: int
     output_tokens: int
     """What rate limits are charged until the answer is there, see `charged_tokens`."""
@@ -222,6 +224,7 @@ class Decision(NamedTuple):
             endpoint,
             None if cost == math.inf else math.ceil(cost),
             upper_cost_microusd(job, endpoint),
+            upper_input_tokens(job, endpoint),
             *charged_tokens(job, estimate.view),
             latency_s,
             sigma,
