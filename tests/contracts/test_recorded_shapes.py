@@ -207,7 +207,7 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
     "openrouter": [
         (401, {}, router(401, "No auth credentials found"), K.UNAUTHORIZED),
         (402, {}, router(402, "Insufficient credits"), K.BILLING),
-        (402, {}, router(402, DEAR), K.RATE_LIMITED),
+        (402, {}, router(402, DEAR), K.UNAFFORDABLE),
         (402, {"retry-after": "3"}, router(402, "Credits are held for calls in flight"), K.RATE_LIMITED, 3, "a"),
         (403, {}, router(403, "Key limit exceeded (daily limit). Manage it in your settings"), K.BILLING),
         (403, {}, router(403, "Your input was flagged", reasons=["violence"]), K.CONTENT_FILTERED),

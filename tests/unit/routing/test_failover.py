@@ -39,6 +39,7 @@ TABLE: list[tuple[FailureKind, str, str, str, float, set[str]]] = [
     (K.OFF_SCHEMA, "retry", "fail_over", "defer", 0, {"spends"}),
     (K.UNAUTHORIZED, "fail_over", "fail_over", "defer", 0, {"disables"}),
     (K.BILLING, "fail_over", "fail_over", "defer", 0, {"disables"}),
+    (K.UNAFFORDABLE, "fail_over", "fail_over", "defer", 0, set()),
     (K.FORBIDDEN, "fail_over", "fail_over", "defer", 0, {"disables"}),
     (K.MODEL_NOT_FOUND, "fail_over", "fail_over", "defer", 0, {"disables"}),
     (K.CONTEXT_LENGTH, "fail_over", "fail_over", "give_up", 0, {"unsuited"}),
@@ -138,7 +139,7 @@ def test_the_retry_allowance_bounds_retries_but_not_failover() -> None:
 @pytest.mark.parametrize("kind", list(FailureKind))
 def test_without_fallback_no_job_goes_elsewhere(kind: FailureKind) -> None:
     assert verdict(kind, allow_fallback=False, retries_here=9).action in (Next.DEFER, Next.GIVE_UP)
-    waits = kind in (K.RATE_LIMITED, K.QUOTA_EXHAUSTED, K.LOCAL, K.CANCELLED)
+    waits = kind in (K.RATE_LIMITED, K.QUOTA_EXHAUSTED, K.UNAFFORDABLE, K.LOCAL, K.CANCELLED)
     assert (verdict(kind, allow_fallback=False, retries_here=9).action is Next.DEFER) == waits
 
 
@@ -161,6 +162,12 @@ def test_a_job_that_is_refused_by_limits_again_and_again_asks_ever_more_seldom()
         rests_s = [refused(same_failures, **more).delay_s for same_failures in (0, 4, 10, 1000)]
         assert rests_s == [pytest.approx(s, rel=0.5) for s in (COOLDOWN_S, COOLDOWN_S, 16, MAX_REST_S)]
     assert refused(1000).cooldown_s == pytest.approx(COOLDOWN_S, rel=0.2), "the endpoint itself is not shunned for it"
+
+
+def test_a_job_that_is_too_dear_for_the_credit_left_takes_the_endpoint_from_nobody() -> None:
+    rests = [verdict(K.UNAFFORDABLE, same_failures=same, has_untried=False) for same in (10, 1000)]
+    assert [rest.delay_s for rest in rests] == [pytest.approx(s, rel=0.5) for s in (16, MAX_REST_S)]
+    assert {rest.cooldown_s for rest in rests} == {0}
 
 
 def test_a_job_whose_worker_is_at_its_own_limits_is_left_to_others_for_longer_each_time() -> None:

@@ -133,9 +133,8 @@ def classify_response(
 
     # Money.
     if named(_BILLING) or status == 402 or says(_BILLING_WORDS):
-        # OpenRouter: there is credit for shorter answers than this job allows, and others ask for those.
-        if says(("or fewer max_tokens",)):
-            return failure(FailureKind.RATE_LIMITED)
+        if says(("or fewer max_tokens",)):  # OpenRouter
+            return failure(FailureKind.UNAFFORDABLE)
         if status == 402 and wait_s is not None:  # OpenRouter: credit held for calls in flight, soon released
             return failure(FailureKind.RATE_LIMITED, scope=Scope.ACCOUNT)
         return failure(FailureKind.BILLING, scope=Scope.ACCOUNT)

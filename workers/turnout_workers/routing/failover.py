@@ -90,6 +90,7 @@ RULES: dict[FailureKind, Rule] = {
     FailureKind.OFF_SCHEMA: Rule(spends=True, retries=1),
     FailureKind.UNAUTHORIZED: Rule(disables=True),
     FailureKind.BILLING: Rule(disables=True),
+    FailureKind.UNAFFORDABLE: Rule(cooldown_s=0),  # other jobs are served: only this one waits for credit
     # The prompt may have been refused, not the key, and then health checks find nothing wrong: without the bound, such
     # a job would take account after account from all others.
     FailureKind.FORBIDDEN: Rule(disables=True, max_failures=MAX_MODELS),

@@ -21,6 +21,7 @@ class FailureKind(StrEnum):
     OFF_SCHEMA = "off_schema"  # an answer that doesn't fit the requested schema: billed
     UNAUTHORIZED = "unauthorized"  # the key is not accepted
     BILLING = "billing"  # no credit, spend limit
+    UNAFFORDABLE = "unaffordable"  # there is credit, but for shorter answers than this job allows
     FORBIDDEN = "forbidden"  # the key may not do this
     MODEL_NOT_FOUND = "model_not_found"
     CONTEXT_LENGTH = "context_length"  # the prompt is too long for this model
