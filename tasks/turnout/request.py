@@ -315,7 +315,7 @@ class Usage(Tolerant):
         Literal["reported", "estimated"],
         BeforeValidator(lambda one: one if one == "reported" else "estimated"),
     ] = "reported"
-    """`estimated`: the provider reported none, so these are our upper estimates. A source that only another release
+    """`estimated`: the provider reported none, so these are what we expect. A source that only another release
     knows counts as this too, so as not to be taken for the provider's own."""
 
     @property

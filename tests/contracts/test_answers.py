@@ -176,7 +176,7 @@ NONSENSE: list[Any] = [
 @pytest.mark.parametrize("usage", NONSENSE, ids=range(len(NONSENSE)))
 async def test_usage_that_makes_no_sense_is_estimated_instead(usage: Any) -> None:
     response = await answered("openai", chat(usage))
-    assert (response.usage.source, response.usage.input_tokens) == ("estimated", 58)
+    assert (response.usage.source, response.usage.input_tokens) == ("estimated", 33)
     assert response.warnings == ("the provider reported no usage; it is estimated",)
 
 
@@ -207,7 +207,7 @@ async def test_an_estimate_of_tokens_tells_no_cost() -> None:
 async def test_an_estimate_counts_the_calls_of_tools() -> None:
     call = {"id": "1", "function": {"name": "find", "arguments": '{"what": "' + "x" * 84 + '"}'}}
     response = await answered("openai", chat(None, "tool_calls", tool_calls=[call]))
-    assert (response.usage.source, response.usage.output_tokens) == ("estimated", 50)
+    assert (response.usage.source, response.usage.output_tokens) == ("estimated", 25)
 
 
 @pytest.mark.parametrize(

@@ -203,8 +203,8 @@ class Connector(CloudProviderBase):
         """The neutral answer with usage, cost and provenance."""
         used = answer.usage
         if used is None or (used.output_tokens == 0 and any(answer.written)):
-            usage = used or Usage(input_tokens=JobProfile.of(draft.request).input_at(endpoint.image_rule).upper)
-            answered = math.ceil(sum(len(text.encode()) for text in answer.written) / 2)
+            usage = used or Usage(input_tokens=JobProfile.of(draft.request).input_at(endpoint.image_rule).expected)
+            answered = math.ceil(sum(len(text.encode()) for text in answer.written) / 4)
             used = usage.model_copy(update={"output_tokens": answered, "source": "estimated"})
             draft.warnings.append("the provider reported no usage; it is estimated")
         reported_usd = _cost_usd(reply.headers) if answer.cost_usd is None else answer.cost_usd
