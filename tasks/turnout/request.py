@@ -98,7 +98,7 @@ def _as_frozenset(value: Any) -> Any:
     try:
         return frozenset(items) if isinstance(items, tuple) else items
     except TypeError:  # an item is unhashable, for example a list
-        raise ValueError("each must be a text") from None
+        raise ValueError("each must be a string") from None
 
 
 Names = Annotated[Several[Name], BeforeValidator(_as_tuple)]

@@ -10,7 +10,7 @@ from typing import Any
 from celery.exceptions import Ignore, Retry
 from celery.states import FAILURE
 from celery.worker.request import Request
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from turnout.errors import Cancelled, JobError
 from turnout.ledger import message
@@ -49,7 +49,8 @@ class Infer(AsyncTask):
             end = await worker.attempts.run(job_id, request.get(NOT_BEFORE, 0.0))
             ended = await worker.ended(job_id) if end.how == "skipped" else None
         except (RedisError, OSError) as error:  # the job hasn't ended: its `link_error` must not be called
-            logger.info("job %s waits for Redis: %s", job_id, error, extra={"job": job_id})
+            level = logging.ERROR if type(error) is ResponseError else logging.INFO  # a script's fault won't pass
+            logger.log(level, "job %s waits for Redis: %s", job_id, error, extra={"job": job_id})
             transport.QoS.rest()
             raise Ignore("Redis is away") from None
         if end.result is not None:

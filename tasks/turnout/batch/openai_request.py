@@ -33,7 +33,7 @@ _ONLY_WITH: Mapping[str, Any] = {
     "truncation": "disabled",
     "include": [],
 }
-_OR_TEXT = "a text or a JSON array"
+_OR_TEXT = "a string or a JSON array"
 
 
 def request_fields(url: object, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,5 +173,5 @@ def _list(value: Any, where: str, kind: str = "a JSON array") -> list[Any]:
 def _text(body: Mapping[str, Any], name: str, where: str) -> str:
     value = body.get(name)
     if not isinstance(value, str):
-        raise BadLine(f"{where}.{name}: must be a text")
+        raise BadLine(f"{where}.{name}: must be a string")
     return value

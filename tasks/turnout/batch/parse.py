@@ -93,7 +93,7 @@ def _openai(value: Any, number: int) -> tuple[Line, dict[str, Any]]:
         raise BadLine(f"{min(unknown)}: unknown field")
     custom_id = usable_id(value.get("custom_id"))
     if not isinstance(custom_id, str):
-        raise BadLine(f"custom_id: must be a text of 1 to {MAX_ID_CHARS} printable characters")
+        raise BadLine(f"custom_id: must be a string of 1 to {MAX_ID_CHARS} printable characters")
     if value.get("method", "POST") != "POST":
         raise BadLine('method: must be "POST"')
     url, body = value.get("url"), value.get("body")

@@ -168,7 +168,7 @@ def test_what_is_no_json_is_told_its_place() -> None:
         ({"modle": "m"}, "modle: unknown field"),
         ({"constraints": {"deadline": "2030-01-31T12:00:00"}}, "constraints.deadline: must carry a time zone"),
         ({"constraints": {"capabilities": ["sight"]}}, "constraints.capabilities.0: Input should be 'tools', "),
-        ({"constraints": {"capabilities": [["vision"]]}}, "constraints.capabilities: each must be a text"),
+        ({"constraints": {"capabilities": [["vision"]]}}, "constraints.capabilities: each must be a string"),
     ],
 )
 def test_a_problem_names_its_field_and_says_what_is_wrong(fields: dict[str, Any], told: str) -> None:

@@ -312,7 +312,7 @@ def said(**part: Any) -> dict[str, Any]:
     [
         ({"method": "GET"}, 'method: must be "POST"'),
         ({"body": []}, "body: must be a JSON object, not an array"),
-        ({"custom_id": 7}, "custom_id: must be a text of 1 to 512 printable characters"),
+        ({"custom_id": 7}, "custom_id: must be a string of 1 to 512 printable characters"),
         ({"prompt": "Hi"}, "prompt: unknown field"),
         ({"constraints": {"max_cost": 1}}, "constraints.max_cost: unknown field"),
         ({"body": {"model": "m", "messages": "Hi"}}, "body.messages: must be a JSON array"),
@@ -321,9 +321,9 @@ def said(**part: Any) -> dict[str, Any]:
             {"body": {**BODIES[CHAT], "top_k": 4}},
             "body.top_k: unknown or unsupported field; options of a single provider",
         ),
-        ({"url": RESPONSES, "body": {"model": "m"}}, "body.input: must be a text or a JSON array"),
+        ({"url": RESPONSES, "body": {"model": "m"}}, "body.input: must be a string or a JSON array"),
         ({"url": RESPONSES, "body": {"input": ["Hi"]}}, "body.input.0: must be a JSON object"),
-        ({"url": RESPONSES, "body": {"input": [{"content": "Hi"}]}}, "body.input.0.role: must be a text"),
+        ({"url": RESPONSES, "body": {"input": [{"content": "Hi"}]}}, "body.input.0.role: must be a string"),
         (
             {"url": RESPONSES, "body": {"input": [said(type="input_image", file_id="f")]}},
             "body.input.0.content.0.file_id: files are not fetched",
@@ -334,11 +334,11 @@ def said(**part: Any) -> dict[str, Any]:
         ),
         (
             {"url": RESPONSES, "body": {"input": [said(type="input_text")]}},
-            "body.input.0.content.0.text: must be a text",
+            "body.input.0.content.0.text: must be a string",
         ),
         (
             {"url": RESPONSES, "body": {"input": [{"type": "function_call", "call_id": "c", "name": "f"}]}},
-            "body.input.0.arguments: must be a text",
+            "body.input.0.arguments: must be a string",
         ),
         (
             {"url": RESPONSES, "body": {"input": [{**OUTPUT, "output": [{"type": "input_image"}]}]}},

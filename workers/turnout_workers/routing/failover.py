@@ -28,16 +28,17 @@ SHORT_WAIT_S = 2.0
 COOLDOWN_S = 5.0
 """Cooldown after a 429 that names no time."""
 MAX_JITTER_S = 5.0
-"""The most that is added to a cooldown, so that not all come back at once."""
+"""The most that is added to a cooldown, so that jobs don't all come back at once."""
 QUOTA_COOLDOWN_S = 3600.0
 """Least cooldown of a quota that refills once a day."""
 BACKOFF_S = 0.25
 MAX_BACKOFF_S = 8.0
 MAX_REST_S = 120.0
-"""The longest rest of a job that keeps finding out that an endpoint is out or over its limit, or that this machine is
-at its own. Meanwhile other jobs find out; each rest is twice as long as the last."""
+"""The longest rest of a job that keeps finding out that an endpoint is out or over its limit, or that this machine has
+reached its own. Meanwhile other jobs find out; each rest is twice as long as the last."""
 RESTS_AFTER = 4
-"""Such calls before a job's first rest. So in an outage of hours no job makes its last call while there are others."""
+"""Calls that only find an endpoint out or full, before a job's first rest. So in an outage of hours
+no job makes its last call while there are others."""
 
 
 class Next(StrEnum):
