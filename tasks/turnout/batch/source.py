@@ -23,11 +23,11 @@ from turnout.errors import TurnoutError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 READ_AHEAD = 64
-"""Most lines read ahead from an input whose writer may be slow."""
+"""Most lines read ahead from an input whose writer may be slow, each of at most `max_line_bytes`."""
 ARRIVAL_TIMEOUT_S = 0.01
 """How long to wait for its next line before reporting that none has arrived."""
 MAX_UNDETECTED = 20
-"""Most illegible lines held, each of at most a megabyte, until one shows the format of the file."""
+"""Most illegible lines held, each of at most `max_line_bytes`, until one shows the format of the file."""
 
 
 class SourceError(TurnoutError):
