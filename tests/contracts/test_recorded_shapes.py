@@ -419,6 +419,10 @@ CASES = [
 ]
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+SHOWN = {"messages": [{"role": "user", "content": [{"type": "text", "text": PROMPT}, IMAGE]}]}
+
+
 async def failure(
     dialect: str, response: bytes, stream: bool = False, request: InferenceRequest = InferenceRequest(prompt=PROMPT)
 ) -> Any:
@@ -456,7 +460,8 @@ async def test_a_shape_means(
     after_s: float | None,
     scope: str | None,
 ) -> None:
-    told = (await failure(dialect.strip(), response(status, headers, body))).failure
+    shown = InferenceRequest.model_validate(SHOWN)
+    told = (await failure(dialect.strip(), response(status, headers, body), request=shown)).failure
     assert (told.kind, told.retry_after_s) == (kind, None if after_s is None else pytest.approx(after_s, abs=0.01))
     assert (told.scope is Scope.ACCOUNT) == (kind in ACCOUNT or scope == "a")
     assert told.billed is (Billed.MAYBE if kind in MAYBE else Billed.NO)
@@ -511,6 +516,14 @@ async def test_neither_a_tools_arguments_nor_an_image_are_repeated(dialect: str)
     shape = response(400, {}, {"error": {"message": repeated}})
     told = await failure(dialect, shape, request=InferenceRequest.model_validate({"messages": messages}))
     assert told.failure.message == "not …, not …: Bad luck"
+
+
+async def test_without_an_image_no_refusal_is_about_one() -> None:
+    """Otherwise a job with a bad tool named `image` would be tried at every vendor."""
+    shape = response(400, {}, openai("Invalid name of a tool: 'make image'"))
+    asked = (InferenceRequest(prompt=PROMPT), InferenceRequest.model_validate(SHOWN))
+    kinds = [(await failure("openai", shape, request=one)).failure.kind for one in asked]
+    assert kinds == [K.INVALID_REQUEST, K.UNSUPPORTED]
 
 
 async def test_gemini_tells_a_limit_by_the_minute_when_it_is_exceeded() -> None:

@@ -111,8 +111,12 @@ def classify_response(
     body: Any,
     wait_s: float | None,
     scrub: tuple[str, ...],
+    has_images: bool,
 ) -> Failure:
-    """The failure that a response stands for. body: parsed JSON, or text. scrub: texts that must not be shown."""
+    """The failure that a response stands for.
+
+    body: parsed JSON, or text. scrub: texts that must not be shown. has_images: the request has some.
+    """
     kind_word, code, text, upstream = _envelope(body)
     if status == 200 and code in _STATUSES:  # an error in the body of a 200
         status = int(code)
@@ -194,7 +198,8 @@ def classify_response(
         return failure(FailureKind.SERVER_ERROR, Billed.MAYBE)  # nothing says that it was the request's fault
     if parameter == "reasoning_effort":  # servers know different values, and each refuses in its own words
         return replace(failure(FailureKind.UNSUPPORTED), parameter="reasoning_effort")
-    return failure(FailureKind.UNSUPPORTED if says(_ABOUT_IMAGES) else FailureKind.INVALID_REQUEST)
+    about_images = has_images and says(_ABOUT_IMAGES)
+    return failure(FailureKind.UNSUPPORTED if about_images else FailureKind.INVALID_REQUEST)
 
 
 def _parameter(body: Any, words: str) -> str | None:

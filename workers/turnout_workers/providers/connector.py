@@ -19,7 +19,7 @@ from multidict import istr
 from pydantic_core import PydanticSerializationError, to_json
 
 from turnout.errors import TurnoutError
-from turnout.request import InferenceRequest, InferenceResponse, Usage
+from turnout.request import Capability, InferenceRequest, InferenceResponse, Usage
 from turnout_workers.monitoring import tracing
 from turnout_workers.providers.account import ProviderConfig
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, OnToken, Timeouts, current_job
@@ -167,7 +167,8 @@ class Connector(CloudProviderBase):
         except Exception as error:  # nothing was sent: the fault is the request's, not the endpoint's
             raise ProviderError(broken("connector", endpoint.id, error, kind=FailureKind.INVALID_REQUEST)) from None
         url, texts = url_of(self.config.base_url, path), tuple(prompt_texts(request))
-        return self._new_request(url, self.headers(endpoint), content, timeouts, texts=texts)
+        has_images = Capability.VISION in request.required_capabilities
+        return self._new_request(url, self.headers(endpoint), content, timeouts, texts=texts, has_images=has_images)
 
     async def _send(
         self, out: HttpRequest, collector: StreamCollector | None = None, on_token: OnToken | None = None

@@ -54,6 +54,7 @@ class HttpRequest:
     keys: tuple[str, ...] = field(default=(), repr=False)
     texts: tuple[str, ...] = field(default=(), repr=False)
     """Texts of the prompt. No error message may repeat them or the keys."""
+    has_images: bool = False
     limit_headers: Mapping[str, str] = field(default_factory=dict)
     """See `Dialect.limit_headers`."""
     proxy: str | None = field(default=None, repr=False)
@@ -221,7 +222,7 @@ class HttpExchange:
         now, secrets = time.time(), self._out.keys + self._out.texts
         limits = observed_limits(self.headers, now, self._out.limit_headers)
         failure = classify_response(
-            status, self.headers, value, retry_after_s(self.headers, value, now, limits), secrets
+            status, self.headers, value, retry_after_s(self.headers, value, now, limits), secrets, self._out.has_images
         )
         return ProviderError(failure, limits + exceeded_limits(value))
 
