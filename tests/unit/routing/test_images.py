@@ -133,7 +133,9 @@ def test_an_unknown_model_may_take_little_of_an_image_and_much() -> None:
     assert image_tokens(UNKNOWN, (Image(*PHOTO),)) == Tokens(256, 144 * 108)
 
 
-@pytest.mark.parametrize("model", ["gpt-6-luna", "gpt-4o-mini", "claude-opus-5-5", "gemini-4-argon", "llava"])
+@pytest.mark.parametrize(
+    "model", ["gpt-6-luna", "gpt-5.4", "gpt-4o-mini", "claude-opus-5-5", "gemini-4-argon", "llava"]
+)
 def test_an_image_of_unknown_size_may_take_the_most(model: str) -> None:
     rule = rule_of(model)
     expected, upper = image_tokens(rule, (Image(0, 0),))
