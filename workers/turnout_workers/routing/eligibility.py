@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from turnout.errors import TurnoutError
 from turnout.request import Capability
-from turnout_workers.routing.fleet import TEMPLATE_TOKENS, Endpoint, EndpointView, Fleet
+from turnout_workers.routing.fleet import TEMPLATE_TOKENS, TOKEN_LIMITS, Endpoint, EndpointView, Fleet
 from turnout_workers.routing.profile import DEFAULT_MAX_OUTPUT_TOKENS, JobProfile, Requirements
 
 Why = TypeVar("Why")
@@ -27,8 +27,6 @@ MAX_MATCHES = 1024
 """Sets of requirements whose matches are remembered."""
 EMBEDS_ONLY = frozenset({Capability.EMBEDDINGS})
 """The capabilities of a model that can't chat."""
-TOKEN_LIMITS = ("input_tokens_per_minute", "tokens_per_minute", "tokens_per_day")
-"""Limits that a single call may exceed. Not those on output tokens: few answers are as long as they may be."""
 
 
 class Reason(StrEnum):
@@ -170,8 +168,7 @@ def match(fleet: Fleet, wanted: Requirements) -> Match:
         exclusions=tuple(exclusions),
         summaries=summarized(exclusions),
         max_call_tokens=min(
-            (min(one.context_tokens or math.inf, *(_limit(one, name) for name in TOKEN_LIMITS)) for one in found),
-            default=math.inf,
+            (min(one.context_tokens or math.inf, one.max_call_tokens) for one in found), default=math.inf
         ),
         max_output_tokens=min((one.max_output_tokens or math.inf for one in found), default=math.inf),
         longest_answer=max(map(_longest_answer, found), default=0.0),
@@ -241,21 +238,13 @@ def unfit(job: JobProfile, endpoint: Endpoint) -> tuple[Reason, str] | None:
     if endpoint.context_tokens is not None and needed > endpoint.context_tokens:
         return Reason.CONTEXT, f"context {endpoint.context_tokens}, about {needed} needed"
     for name in TOKEN_LIMITS:
-        tokens, limit = input_tokens if name.startswith("input") else needed, _limit(endpoint, name)
+        tokens, limit = input_tokens if name.startswith("input") else needed, endpoint.token_limit(name)
         if tokens > limit:
             return Reason.LIMIT, f"{name} is {limit:.0f}, about {tokens} needed at once"
     cost, left = upper_cost_microusd(job, endpoint), job.cost_left_microusd
     if cost is not None and cost > left:
         return Reason.COST, f"may cost ${cost / 1e6:.6f}, ${max(0, left) / 1e6:.6f} of its ceiling left"
     return None
-
-
-def _limit(endpoint: Endpoint, name: str) -> float:
-    """The stricter of the endpoint's own limit and its account's; none where a cache may hold most of the prompt."""
-    if name == "input_tokens_per_minute" and not endpoint.limits_count_cached:
-        return math.inf
-    limits = (getattr(endpoint.limits, name), getattr(endpoint.shared_limits, name))
-    return min((limit for limit in limits if limit is not None), default=math.inf)
 
 
 def upper_input_tokens(job: JobProfile, endpoint: Endpoint) -> int:
@@ -277,9 +266,9 @@ def charged_tokens(job: JobProfile, view: EndpointView) -> tuple[int, int]:
     expected: it would have to wait until nothing else is charged, while a refusal by the provider costs nothing.
     """
     endpoint = view.endpoint
-    expected, input_tokens = job.input_at(endpoint.image_rule).expected, upper_input_tokens(job, endpoint)
-    if input_tokens > min(_limit(endpoint, name) for name in TOKEN_LIMITS):
-        input_tokens = expected
+    input_tokens = upper_input_tokens(job, endpoint)
+    if input_tokens > endpoint.max_call_tokens:
+        input_tokens = job.input_at(endpoint.image_rule).expected
     answer = upper_output_tokens(job, endpoint)
     if not endpoint.limits_count_cached:
         input_tokens = max(1, math.ceil(input_tokens * (1 - view.metrics.cached_share)))

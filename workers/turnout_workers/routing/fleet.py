@@ -80,6 +80,8 @@ class Limits:
 
 
 UNLIMITED = Limits()
+TOKEN_LIMITS = ("input_tokens_per_minute", "tokens_per_minute", "tokens_per_day")
+"""Limits that a single call may exceed. Not those on output tokens: few answers are as long as they may be."""
 
 
 def account_id(endpoint_id: str) -> str:
@@ -138,10 +140,13 @@ class Endpoint:
     simulated: bool = False
     id: str = field(init=False, repr=False, compare=False)
     """`provider/model`, with `#account` where a provider has several keys."""
+    max_call_tokens: float = field(init=False, repr=False, compare=False)
+    """The strictest of its token limits, which no call may exceed; infinite without one."""
 
     def __post_init__(self) -> None:
         suffix = f"#{self.account}" if self.account else ""
         object.__setattr__(self, "id", f"{self.provider}/{self.model}{suffix}")
+        object.__setattr__(self, "max_call_tokens", min(map(self.token_limit, TOKEN_LIMITS)))
 
     @property
     def account_id(self) -> str:
@@ -152,6 +157,13 @@ class Endpoint:
     def is_timed(self) -> bool:
         """Whether the operator has configured how long its answers take, or a part of it."""
         return self.expected_ttft_s is not None or self.expected_s_per_token is not None
+
+    def token_limit(self, name: str) -> float:
+        """The stricter of its own limit and its account's; none where a cache may hold most of the prompt."""
+        if name == "input_tokens_per_minute" and not self.limits_count_cached:
+            return math.inf
+        limits = (getattr(self.limits, name), getattr(self.shared_limits, name))
+        return min((limit for limit in limits if limit is not None), default=math.inf)
 
     def serves(self, model: str) -> bool:
         return model == self.model or model == self.served_model or model in self.aliases
